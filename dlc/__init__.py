@@ -1,0 +1,79 @@
+"""dlc: write a model in Python, compile it to native kernels, and know how its numbers compare with PyTorch's.
+
+Importing dlc is light: each public name loads the part of the compiler that it needs when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+#: Public name to (module, attribute); an empty attribute is the module itself.
+_PUBLIC = {
+    "Dim": ("dlc.ir.sizes", "Dim"),
+    "TensorSpec": ("dlc.ir.types", "TensorSpec"),
+    "Tensor": ("dlc.ir.node", "Node"),
+    "Graph": ("dlc.ir.graph", "Graph"),
+    "parse": ("dlc.ir.text", "parse"),
+    "compile": ("dlc.driver", "compile"),
+    "jit": ("dlc.driver", "jit"),
+    "trace": ("dlc.driver", "trace_graph"),
+    "Error": ("dlc.errors", "Error"),
+    "ShapeError": ("dlc.errors", "ShapeError"),
+    "DTypeError": ("dlc.errors", "DTypeError"),
+    "IndexError": ("dlc.errors", "IndexError"),
+    "nn": ("dlc.frontend.nn", ""),
+    "functional": ("dlc.frontend.functional", ""),
+    "models": ("dlc.frontend.models", ""),
+    "passes": ("dlc.passes", ""),
+    "config": ("dlc.config", ""),
+    "errors": ("dlc.errors", ""),
+    "seed": ("dlc.frontend.random", "seed"),
+    "save_weights": ("dlc.frontend.weights", "save_weights"),
+    "load_weights": ("dlc.frontend.weights", "load_weights"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        module, attribute = _PUBLIC[name]
+        loaded = importlib.import_module(module)
+        value = getattr(loaded, attribute) if attribute else loaded
+    else:
+        functional = importlib.import_module("dlc.frontend.functional")
+        if name not in functional.EXPORTS:
+            raise AttributeError(f"module 'dlc' has no attribute {name!r}; dir(dlc) lists what it has")
+        value = getattr(functional, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    functional = importlib.import_module("dlc.frontend.functional")
+    return sorted({*globals(), *_PUBLIC, *functional.EXPORTS})
+
+
+if TYPE_CHECKING:
+    from dlc import config as config
+    from dlc import errors as errors
+    from dlc import passes as passes
+    from dlc.driver import compile as compile
+    from dlc.driver import jit as jit
+    from dlc.driver import trace_graph as trace
+    from dlc.errors import DTypeError as DTypeError
+    from dlc.errors import Error as Error
+    from dlc.errors import IndexError as IndexError
+    from dlc.errors import ShapeError as ShapeError
+    from dlc.frontend import functional as functional
+    from dlc.frontend import models as models
+    from dlc.frontend import nn as nn
+    from dlc.frontend.random import seed as seed
+    from dlc.frontend.weights import load_weights as load_weights
+    from dlc.frontend.weights import save_weights as save_weights
+    from dlc.ir.graph import Graph as Graph
+    from dlc.ir.node import Node as Tensor  # noqa: F401
+    from dlc.ir.sizes import Dim as Dim
+    from dlc.ir.text import parse as parse
+    from dlc.ir.types import TensorSpec as TensorSpec

@@ -1,0 +1,386 @@
+"""Writes kernel source: parameters, addresses and scalar expressions.
+
+The source is plain Python over typed pointers, so that a person can read it and tests can run it. Sizes and strides are
+parameters, so that one kernel serves every layer that computes the same thing on other sizes.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from dlc.backends.native.frontend import Extern, Param
+from dlc.errors import CompileError
+from dlc.ir.node import Node
+from dlc.ir.op import Kind
+from dlc.ir.plan import Layout
+from dlc.ir.schedule import Group
+from dlc.ir.sizes import Atom, Dim, Floor, Monomial, Poly, Size, as_size, bounds, dims
+
+#: Element type in memory of each element type: bool is a byte.
+STORED = {"bool": "uint8"}
+
+
+@dataclass(frozen=True)
+class Value:
+    """A kernel argument: the address of a value in memory, ``elements`` away from its first one inside the halo."""
+
+    node: Node
+    elements: Size = 0
+
+
+@dataclass(frozen=True)
+class Start:
+    """A kernel argument: the address where a value's buffer begins, halo included."""
+
+    node: Node
+
+
+@dataclass(frozen=True, eq=False)
+class KernelSource:
+    """A kernel before it is compiled, with what its parameters are in this place.
+
+    ``args`` are a `Value` or `Start`, a size, `HEADER` or `SCRATCH`; ``objects`` are native objects that the kernel calls into.
+    """
+
+    name: str
+    source: str
+    params: tuple[Param, ...]
+    args: tuple[Any, ...]
+    externs: tuple[Extern, ...] = ()
+    objects: tuple[Any, ...] = ()
+    scratch: Size = 0
+
+
+@dataclass(frozen=True)
+class Loop:
+    """A loop variable and its number of rounds."""
+
+    var: Dim
+    extent: Size
+
+
+@dataclass
+class Writer:
+    """Collects the parameters and lines of one kernel."""
+
+    group: Group
+    layouts: Mapping[Node, Layout]
+    lines: list[str] = field(default_factory=list)
+    depth: int = 1
+    pointers: dict[Node, str] = field(default_factory=dict)
+    sizes: dict[Size, str] = field(default_factory=dict)
+    own: dict[Node, str] = field(default_factory=dict)  # values that lie in local variables or arrays
+    loops: set[Dim] = field(default_factory=set)
+    affine: bool = True  # no division, guard or indirect access met so far
+    addresses: list[Size] = field(default_factory=list)
+    memo: dict[Any, str] = field(default_factory=dict)
+    temporaries: int = 0
+    uses_header: bool = False
+
+    def __post_init__(self) -> None:
+        # Sets, because `in` on a tuple compares by ==, which for tensors builds nodes.
+        self.inside, self.outputs = set(self.group.inside), set(self.group.outputs)
+
+    # Lines and loops.
+    def line(self, text: str) -> None:
+        """Append a line at the present depth."""
+        self.lines.append("    " * self.depth + text)
+
+    @contextmanager
+    def block(self, head: str) -> Iterator[None]:
+        """An indented block; values computed inside are forgotten behind it."""
+        self.line(head)
+        self.depth += 1
+        kept = dict(self.memo)
+        yield
+        self.memo = kept
+        self.depth -= 1
+
+    def fresh(self, prefix: str = "v") -> str:
+        """A new name."""
+        self.temporaries += 1
+        return f"{prefix}{self.temporaries}"
+
+    # Parameters.
+    def pointer(self, node: Node) -> str:
+        """Name of the pointer to a value in memory."""
+        if node not in self.pointers:
+            prefix = "y" if node in self.outputs else "x"
+            self.pointers[node] = f"{prefix}{len(self.pointers)}"
+        return self.pointers[node]
+
+    def size(self, size: Size) -> str:
+        """A size as text: 0 and 1 as they are, others as a parameter."""
+        if isinstance(size, int) and size in (0, 1):
+            return str(size)
+        if size not in self.sizes:
+            self.sizes[size] = f"n{len(self.sizes)}"
+        return self.sizes[size]
+
+    # Addresses.
+    def index_text(self, poly: Size) -> str:
+        """A polynomial over loop variables and sizes as source; its coefficients become parameters."""
+        by_loops: dict[Monomial, Size] = {}
+        for monomial, coefficient in (poly.terms if isinstance(poly, Poly) else {(): poly}).items():
+            own = tuple(a for a in monomial if self._is_loop(a))
+            rest = tuple(a for a in monomial if not self._is_loop(a))
+            term = Poly({rest: coefficient}) if rest else coefficient
+            by_loops[own] = by_loops.get(own, 0) + term
+        parts = [self._term(own, factor) for own, factor in by_loops.items() if factor != 0]
+        return " + ".join(parts) or "0"
+
+    def _term(self, own: Monomial, factor: Size) -> str:
+        names = [self._atom(a) for a in own]
+        if factor == 1 and names:
+            return " * ".join(names)
+        return " * ".join([*names, self.size(factor)])
+
+    def _is_loop(self, atom: Atom) -> bool:
+        if isinstance(atom, Dim):
+            return atom in self.loops
+        return bool(dims(atom.numerator) & self.loops)
+
+    def _atom(self, atom: Atom) -> str:
+        if isinstance(atom, Dim):
+            return atom.name
+        self.affine = False
+        key = ("floor", atom)
+        if key not in self.memo:
+            name = self.fresh("q")
+            self.line(f"{name} = div({self.index_text(atom.numerator)}, {atom.divisor})")
+            self.memo[key] = name
+        return self.memo[key]
+
+    def element(self, node: Node, index: Sequence[Size]) -> Size:
+        """Offset in elements of an element from the first one inside the halo."""
+        strides = self.layouts[node].strides(node.shape)
+        total: Size = 0
+        for position, stride in zip(index, strides, strict=True):
+            total = total + as_size(position) * stride
+        return total
+
+    # Values.
+    def value(self, node: Node, index: Sequence[Size], guard: str = "") -> str:
+        """Source for one element of a node, computed in this kernel or loaded."""
+        if node in self.own:
+            return self.own[node]
+        key = (node, tuple(index), guard)
+        if key in self.memo:
+            return self.memo[key]
+        text = self._compute(node, tuple(index), guard)
+        if not text.isidentifier() and not _is_number(text):
+            name = self.fresh()
+            self.line(f"{name} = {text}")
+            text = name
+        self.memo[key] = text
+        return text
+
+    def _compute(self, node: Node, index: tuple[Size, ...], guard: str) -> str:
+        name, inside = node.op.name, node in self.inside
+        if name == "constant" and node.tensor_type.count == 1:
+            return literal(node.attrs["value"].reshape(())[()].item(), node.dtype)
+        if name == "size":
+            return f"i64({self.size(node.attrs['size'])})"
+        if name == "iota":
+            return cast(self.index_text(index[0]), "int64", node.dtype)
+        if not inside or node.op.kind is Kind.LEAF:
+            return self._load(node, index, guard)
+        if node.op.kind is Kind.POINTWISE:
+            return self._pointwise(node, index, guard)
+        if name in ("take", "gather"):
+            return self._indirect(node, index, guard)
+        if node.op.kind is Kind.MOVE:
+            return self._move(node, index, guard)
+        raise CompileError(f"{node.describe()} cannot be computed inside the kernel of {self.group.label}")
+
+    def _load(self, node: Node, index: tuple[Size, ...], guard: str) -> str:
+        element = self.element(node, index)
+        self.addresses.append(element)
+        address = self.index_text(element)
+        if guard:
+            address = f"({address}) if {guard} else 0"
+        text = f"{self.pointer(node)}[{address}]"
+        return f"({text} != 0)" if node.dtype == "bool" else text
+
+    def _pointwise(self, node: Node, index: tuple[Size, ...], guard: str) -> str:
+        operands = []
+        for source in node.inputs:
+            own = index[len(index) - source.ndim :]
+            own = tuple(0 if size == 1 else i for i, size in zip(own, source.shape, strict=True))
+            operands.append(self.value(source, own, guard))
+        return scalar_text(node, operands)
+
+    def _move(self, node: Node, index: tuple[Size, ...], guard: str) -> str:
+        types = [source.tensor_type for source in node.inputs]
+        move = node.op.move
+        assert move is not None, node
+        accesses = move.index(index, types, **node.attrs)
+        fill = literal(node.attrs[move.fill] if move.fill else 0, node.dtype)
+        conditions, values = [], []
+        for access in accesses:
+            holds = self._conditions(access.guards)
+            both = " and ".join(t for t in (guard, holds) if t)
+            if holds and both != holds:
+                name = self.fresh("g")
+                self.line(f"{name} = {both}")
+                both = name
+            conditions.append(holds)
+            values.append(self.value(node.inputs[access.operand], access.index, both or guard))
+            if not holds:
+                break
+        text = fill if conditions[-1] else values.pop()
+        conditions = [c for c in conditions if c]
+        for condition, value in zip(reversed(conditions), reversed(values), strict=True):
+            text = f"{value} if {condition} else {text}"
+        return text
+
+    def _conditions(self, guards: Sequence[tuple[Size, Size, Size]]) -> str:
+        """The name of a flag that says whether all guards hold; empty where they always do."""
+        parts = []
+        for low, value, high in guards:
+            least, most = bounds(as_size(value))
+            text = None
+            if least < bounds(low)[1]:
+                text = text or self.index_text(as_size(value))
+                parts.append(f"{self.size(low)} <= {text}")
+            if most >= bounds(high)[0]:
+                text = text or self.index_text(as_size(value))
+                parts.append(f"{text} < {self.size(high)}")
+        if not parts:
+            return ""
+        self.affine = False
+        name = self.fresh("g")
+        self.line(f"{name} = {' and '.join(parts)}")
+        return name
+
+    def _indirect(self, node: Node, index: tuple[Size, ...], guard: str) -> str:
+        """An element whose position along one axis is data: checked, clamped, and reported to the caller if outside."""
+        self.affine = False
+        x, which = node.inputs
+        axis = node.attrs["axis"]
+        if node.op.name == "take":
+            position = self.value(which, index[axis : axis + which.ndim], guard)
+            before, behind = index[:axis], index[axis + which.ndim :]
+        else:
+            position = self.value(which, index, guard)
+            before, behind = index[:axis], index[axis + 1 :]
+        here, extent = self.fresh("j"), self.size(x.shape[axis])
+        self.line(f"{here} = i64({position})")
+        with self.block(f"if {here} < 0 or {here} >= {extent}:"):
+            self.uses_header = True
+            self.line(f"raise_error(header, 1, {here})")
+            self.line(f"{here} = i64(0)")
+        var = Dim(here, 0, max(bounds(x.shape[axis])[1] - 1, 0))
+        self.loops.add(var)
+        return self._load(x, (*before, as_size(var), *behind), guard)
+
+    def store(self, node: Node, index: Sequence[Size], text: str) -> None:
+        """Write one element of an output."""
+        element = self.element(node, index)
+        self.addresses.append(element)
+        stored = f"u8(1) if {text} else u8(0)" if node.dtype == "bool" else text
+        self.line(f"{self.pointer(node)}[{self.index_text(element)}] = {stored}")
+
+    # The finished kernel.
+    def finish(self, name: str) -> KernelSource:
+        """The kernel that the lines make."""
+        nodes = sorted(self.pointers, key=lambda n: self.pointers[n][0] != "y")
+        params = [Param(self.pointers[n], STORED.get(n.dtype, n.dtype) + "*") for n in nodes]
+        args: list[Any] = [Value(n) for n in nodes]
+        if self.uses_header:
+            params.append(Param("header", "int64*"))
+            args.append(HEADER)
+        params += [Param(text, "int64") for text in self.sizes.values()]
+        args += list(self.sizes)
+        head = f"def {name}({', '.join([*(p.name for p in params), 'thread', 'threads'])}):"
+        return KernelSource(name, "\n".join([head, *self.lines]) + "\n", tuple(params), tuple(args))
+
+
+class _Header:
+    """The kernel argument that is the address of the call's header."""
+
+
+HEADER = _Header()
+
+
+class _Scratch:
+    """The kernel argument that is the address of the scratch memory of all threads."""
+
+
+SCRATCH = _Scratch()
+
+
+def scalar_text(node: Node, operands: Sequence[str]) -> str:
+    """The scalar expression of a pointwise node over the source of its operands."""
+    if node.op.name == "cast":
+        return cast(operands[0], node.inputs[0].dtype, node.dtype)
+    record = node.op.scalar
+    floats = [n.dtype for n in node.inputs if n.dtype.startswith("float")]
+    working = floats[0] if floats else node.inputs[-1].dtype
+    template = record(working, **node.attrs) if callable(record) else record
+    assert template is not None, node
+    attrs = {k: literal(v, working) for k, v in node.attrs.items() if isinstance(v, (int, float))}
+    text = template.format(*(f"_{i}_" for i in range(len(operands))), **attrs)
+    if working.startswith("float"):
+        text = float_literals(text)
+    for i, operand in enumerate(operands):
+        text = text.replace(f"_{i}_", operand if operand.isidentifier() else f"({operand})")
+    return text
+
+
+def float_literals(text: str) -> str:
+    """An expression with integer literals made floats, so that they take the element type beside them."""
+
+    class Floats(ast.NodeTransformer):
+        def visit_Constant(self, node: ast.Constant) -> ast.AST:
+            if isinstance(node.value, int) and not isinstance(node.value, bool):
+                return ast.copy_location(ast.Constant(float(node.value)), node)
+            return node
+
+    return ast.unparse(Floats().visit(ast.parse(text, mode="eval")))
+
+
+def literal(value: Any, dtype: str) -> str:
+    """A constant as source."""
+    if dtype == "bool":
+        return str(bool(value))
+    if dtype.startswith("float"):
+        value = float(value)
+        if value != value:
+            return "(1e999 - 1e999)"
+        if value in (float("inf"), float("-inf")):
+            return "1e999" if value > 0 else "(-1e999)"
+        return repr(value) if value >= 0 and str(value)[0] != "-" else f"({value!r})"
+    return str(int(value)) if value >= 0 else f"({int(value)})"
+
+
+def cast(text: str, source: str, target: str) -> str:
+    """A conversion of one element as source."""
+    if source == target:
+        return text
+    if target == "bool":
+        return f"({text} != {literal(0, source)})"
+    if source == "bool":
+        return f"({literal(1, target)} if {text} else {literal(0, target)})"
+    convert = {"float32": "f32", "float64": "f64", "int64": "i64", "int32": "i32", "uint8": "u8"}[target]
+    return f"{convert}({text})"
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text.strip("()"))
+    except ValueError:
+        return False
+    return True
+
+
+def loop_over(shape: Sequence[Size], order: Sequence[int], prefix: str = "i") -> list[Loop]:
+    """A loop for each dimension, by logical number; dimensions of size 1 have none of their own."""
+    return [Loop(Dim(f"{prefix}{d}", 0, max(bounds(shape[d])[1] - 1, 0)), shape[d]) for d in sorted(order)]
+
+
+__all__ = ["Floor", "HEADER", "KernelSource", "Loop", "Start", "Value", "Writer", "cast", "float_literals", "literal", "loop_over"]

@@ -1,0 +1,247 @@
+"""The driver: from a function or module to something that runs. The only file that knows all parts.
+
+trace -> passes -> prepare and main -> layout, fusion, memory -> one object per kernel -> linked -> Executable
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from dlc import config
+from dlc.errors import ArgumentError, TargetError, explain
+from dlc.frontend import hook
+from dlc.frontend.module import Module
+from dlc.frontend.parameter import latest_change, latest_version
+from dlc.frontend.trace import Traced, flatten_arguments, trace
+from dlc.ir.graph import Graph
+from dlc.ir.plan import Plan
+from dlc.ir.sizes import bounds
+from dlc.runtime import cache as disk
+from dlc.runtime import threads as machine
+from dlc.runtime.executable import Executable, Kernel
+
+Array: TypeAlias = "np.ndarray[Any, Any]"
+logger = logging.getLogger("dlc.driver")
+TARGETS = ("cpu", "reference")
+
+
+def compile(
+    function: Callable[..., Any],
+    *specs: Any,
+    target: str = "cpu",
+    opt: str = "O2",
+    threads: int | None = None,
+    verify: int = 0,
+    progress: bool | None = None,
+    freeze: bool = False,
+) -> Executable:
+    """Compile a function or module for arguments of given shapes.
+
+    Parameters
+    ----------
+    function : callable
+        A module, or a function of tensors.
+    *specs : array or TensorSpec
+        Its arguments; a dimension is an int or a `Dim`.
+    target : {"cpu", "reference"}
+        "cpu" compiles to native kernels, "reference" runs NumPy op by op.
+    opt : {"O0", "O1", "O2"}
+        How much the passes do.
+    threads : int, optional
+        Threads of a call; by default what the machine allows (see docs/configuration.md).
+    verify : int
+        1 verifies the graph after each pass, 2 also evaluates it before and after in float64.
+    freeze : bool
+        Copy the parameters now and let the originals go, rather than follow them.
+
+    Raises
+    ------
+    TargetError
+        There is no such target.
+    Error
+        The function cannot be traced or compiled; the message says where and why.
+    """
+    if target not in TARGETS:
+        raise TargetError(explain("dlc.compile", f"a target of {', '.join(TARGETS)}", repr(target)))
+    traced = trace(function, *specs)
+    sources: Mapping[str, Any] = traced.parameters
+    if freeze:
+        sources = {name: _Frozen(variable.numpy().copy()) for name, variable in sources.items()}
+    graph = optimise(traced.graph, opt, max(verify, config.get("verify")))
+    if target == "reference":
+        runner, kernels = _Reference(graph), ()
+    else:
+        runner, kernels = _native(graph, threads)
+    return Executable(graph, runner, kernels, sources, _flattener(traced), _finisher(traced), latest_version)
+
+
+def optimise(graph: Graph, opt: str = "O2", verify: int = 0) -> Graph:
+    """The graph after the passes of an optimisation level."""
+    from dlc.passes import optimise as run_level
+
+    return run_level(graph, opt, verify)
+
+
+class _Frozen:
+    """A parameter's value at the time of compilation."""
+
+    version = 0
+
+    def __init__(self, array: Array):
+        self._array = array
+
+    def numpy(self) -> Array:
+        return self._array
+
+
+class _Reference:
+    """Runs a graph op by op in NumPy."""
+
+    def __init__(self, graph: Graph):
+        self._graph = graph
+        self._parameters: Mapping[str, Array] = {}
+
+    def refresh(self, parameters: Mapping[str, Array]) -> None:
+        self._parameters = parameters
+
+    def __call__(self, *arrays: Array) -> list[Array]:
+        from dlc.backends import reference
+
+        named = {str(node.name): array for node, array in zip(self._graph.inputs, arrays, strict=True)}
+        return reference.run(self._graph, {**self._parameters, **named})
+
+
+def _native(graph: Graph, threads: int | None) -> tuple[Any, tuple[Kernel, ...]]:
+    from dlc.backends.native.isa import host
+    from dlc.passes.schedule import schedule
+    from dlc.runtime.loader import link
+    from dlc.runtime.runner import Runner
+
+    isa = host()
+    key = ("plan", graph.structure_key(), isa.name)
+    from dlc.backends.numba_cpu.lower import Lowering
+
+    prepare, main, prepared = schedule(graph)
+    compiled = Lowering(isa, _cached).compile(prepare, main, prepared)
+    linked = link(list(compiled.objects.values()), compiled.plan.kernels)
+    runner = Runner(compiled.plan, linked, _pool(machine.count(threads)), compiled.constants)
+    del key
+    return runner, _kernels(compiled.plan, compiled.sources)
+
+
+def _cached(parts: Sequence[object], make: Callable[[], bytes]) -> bytes:
+    """What ``make`` gives, from the disk cache where it was made before by the same code."""
+    key = disk.digest(disk.code_version(), *(repr(part) for part in parts))
+    return disk.default().get_or(key, make)
+
+
+@functools.cache
+def _pool(threads: int) -> Any:
+    from dlc.backends.native import interpreter
+    from dlc.backends.native.isa import host
+    from dlc.runtime.loader import link
+    from dlc.runtime.pool import ENTRIES, Pool
+
+    isa = host()
+    code = _cached(("interpreter", isa.name), lambda: interpreter.build(isa))
+    return Pool(link([code], ENTRIES), threads)
+
+
+def _kernels(plan: Plan, sources: Mapping[str, str]) -> tuple[Kernel, ...]:
+    return tuple(
+        Kernel(step.kernel, step.label, sources[step.kernel], bounds(step.flops)[1], bounds(step.bytes)[1])
+        for step in plan.main
+    )
+
+
+def _flattener(traced: Traced) -> Callable[..., Sequence[Array]]:
+    """From a call's arguments to the arrays of the graph's inputs."""
+
+    def flatten(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Sequence[Array]:
+        leaves, arguments = flatten_arguments(args, kwargs)
+        if arguments != traced.arguments:
+            raise ArgumentError(
+                "the call's arguments differ from those that were compiled: only arrays may change between "
+                "calls; Python values are part of the compiled function. Compile again for these"
+            )
+        return [np.asarray(leaf) for leaf in leaves]
+
+    return flatten
+
+
+def _finisher(traced: Traced) -> Callable[[Sequence[Array]], Any]:
+    """From the graph's outputs to the function's result; new values of buffers go to their owners."""
+    results = len(traced.graph.outputs) - len(traced.graph.aliases)
+
+    def finish(outputs: Sequence[Array]) -> Any:
+        for number, name in traced.graph.aliases.items():
+            traced.parameters[name].data = outputs[number]
+        return traced.structure.build(list(outputs[:results]))
+
+    return finish
+
+
+class _Calls:
+    """Compiled variants of one function, by the shapes and the state of their arguments."""
+
+    def __init__(self, function: Callable[..., Any]):
+        self.function = function
+        self._lock = threading.Lock()
+        self._compiled: dict[Any, Executable] = {}
+        self._seen = -1
+
+    def __call__(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        leaves, arguments = flatten_arguments(args, kwargs)
+        key = (arguments, tuple((leaf.dtype.name, leaf.shape) for leaf in leaves))
+        with self._lock:
+            if latest_change() != self._seen:
+                self._compiled.clear()
+                self._seen = latest_change()
+            executable = self._compiled.get(key)
+        if executable is None:
+            executable = compile_call(self.function, args, kwargs)
+            with self._lock:
+                executable = self._compiled.setdefault(key, executable)
+        return executable(*args, **kwargs)
+
+
+def compile_call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Executable:
+    """Compile a function for the arguments of one call."""
+    traced = trace(function, *args, **kwargs)
+    runner, kernels = _native(optimise(traced.graph), None)
+    return Executable(
+        traced.graph, runner, kernels, traced.parameters, _flattener(traced), _finisher(traced), latest_version
+    )
+
+
+def jit(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile a function of tensors on its first call for each combination of shapes and element types."""
+    calls = _Calls(function)
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return calls(args, kwargs)
+
+    return call
+
+
+def _call_module(module: Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    calls = module.__dict__.get("_dlc_calls")
+    if calls is None:
+        calls = _Calls(module)
+        object.__setattr__(module, "_dlc_calls", calls)
+    return calls(args, kwargs)
+
+
+hook.call_module = _call_module
+
+
+def trace_graph(function: Callable[..., Any], *specs: Any) -> Graph:
+    """The graph of a function or module on arguments of given shapes, before any pass."""
+    return trace(function, *specs).graph

@@ -1,0 +1,81 @@
+"""Layers with PyTorch's names, arguments, state dicts and initial distributions, a family a file.
+
+container    Sequential, ModuleList, ModuleDict
+linear       Linear, Identity, Flatten
+conv         Conv2d
+pooling      MaxPool2d, AvgPool2d, AdaptiveAvgPool2d
+norm         BatchNorm1d, BatchNorm2d, LayerNorm
+activation   ReLU and its kin, Softmax
+embedding    Embedding
+dropout      Dropout
+"""
+
+from dlc.frontend import functional, init
+from dlc.frontend.module import Module
+from dlc.frontend.nn.activation import (
+    CELU,
+    ELU,
+    GELU,
+    SELU,
+    Hardtanh,
+    LeakyReLU,
+    LogSigmoid,
+    LogSoftmax,
+    PReLU,
+    ReLU,
+    ReLU6,
+    Sigmoid,
+    SiLU,
+    Softmax,
+    Softmin,
+    Softplus,
+    Tanh,
+)
+from dlc.frontend.nn.container import ModuleDict, ModuleList, Sequential
+from dlc.frontend.nn.conv import Conv2d
+from dlc.frontend.nn.dropout import Dropout
+from dlc.frontend.nn.embedding import Embedding
+from dlc.frontend.nn.linear import Flatten, Identity, Linear
+from dlc.frontend.nn.norm import BatchNorm1d, BatchNorm2d, LayerNorm
+from dlc.frontend.nn.pooling import AdaptiveAvgPool2d, AvgPool2d, MaxPool2d
+from dlc.frontend.parameter import Buffer, Parameter
+
+__all__ = [
+    "CELU",
+    "ELU",
+    "GELU",
+    "SELU",
+    "AdaptiveAvgPool2d",
+    "AvgPool2d",
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "Buffer",
+    "Conv2d",
+    "Dropout",
+    "Embedding",
+    "Flatten",
+    "Hardtanh",
+    "Identity",
+    "LayerNorm",
+    "LeakyReLU",
+    "Linear",
+    "LogSigmoid",
+    "LogSoftmax",
+    "MaxPool2d",
+    "Module",
+    "ModuleDict",
+    "ModuleList",
+    "PReLU",
+    "Parameter",
+    "ReLU",
+    "ReLU6",
+    "Sequential",
+    "SiLU",
+    "Sigmoid",
+    "Softmax",
+    "Softmin",
+    "Softplus",
+    "Tanh",
+    "functional",
+    "init",
+]

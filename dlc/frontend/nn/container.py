@@ -1,0 +1,155 @@
+"""Modules that hold modules: in a chain, in a list, by name.
+
+Children are registered under "0", "1" and so on, as in PyTorch, which is what state dicts show.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Self
+
+from dlc.errors import ArgumentError, explain
+from dlc.frontend.module import Module
+
+
+class _Ordered(Module):
+    """Children numbered in order."""
+
+    def _fill(self, modules: Iterable[Module]) -> None:
+        for name in list(self._modules):
+            delattr(self, name)
+        for i, module in enumerate(modules):
+            self.add_module(str(i), module)
+
+    def __len__(self) -> int:
+        return len(self._modules)
+
+    def __iter__(self) -> Iterator[Module]:
+        return iter(self._modules.values())
+
+    def __getitem__(self, index: int | slice) -> Any:
+        """One child, or a container of some of them."""
+        children = list(self._modules.values())
+        if isinstance(index, slice):
+            return type(self)(*self._constructor_arguments(children[index]))
+        return children[index]
+
+    def __setitem__(self, index: int, module: Module) -> None:
+        setattr(self, list(self._modules)[index], module)
+
+    def __delitem__(self, index: int | slice) -> None:
+        children = list(self._modules.values())
+        del children[index]
+        self._fill(children)
+
+    def _constructor_arguments(self, children: list[Module]) -> tuple[Any, ...]:
+        return tuple(children)
+
+    def append(self, module: Module) -> Self:
+        """Add a child at the end; returns the container."""
+        self.add_module(str(len(self)), module)
+        return self
+
+    def extend(self, modules: Iterable[Module]) -> Self:
+        """Add children at the end; returns the container."""
+        for module in modules:
+            self.append(module)
+        return self
+
+    def insert(self, index: int, module: Module) -> Self:
+        """Add a child before the one at ``index``; returns the container."""
+        children = list(self._modules.values())
+        children.insert(index, module)
+        self._fill(children)
+        return self
+
+
+class Sequential(_Ordered):
+    """A chain: each child takes what the one before gives.
+
+    Parameters
+    ----------
+    *modules : Module
+        Or a single mapping of names to modules.
+    """
+
+    def __init__(self, *modules: Module | Mapping[str, Module]):
+        super().__init__()
+        if len(modules) == 1 and isinstance(modules[0], Mapping):
+            for name, module in modules[0].items():
+                self.add_module(name, module)
+        else:
+            self._fill(modules)  # type: ignore[arg-type]
+
+    def forward(self, input: Any) -> Any:
+        """Through all children, in order."""
+        for module in self:
+            input = module(input)
+        return input
+
+
+class ModuleList(_Ordered):
+    """A list of modules, for ``forward`` to use as it likes.
+
+    Parameters
+    ----------
+    modules : iterable of Module
+    """
+
+    def __init__(self, modules: Iterable[Module] = ()):
+        super().__init__()
+        self._fill(modules)
+
+    def _constructor_arguments(self, children: list[Module]) -> tuple[Any, ...]:
+        return (children,)
+
+
+class ModuleDict(Module):
+    """Modules by name.
+
+    Parameters
+    ----------
+    modules : mapping of str to Module
+    """
+
+    def __init__(self, modules: Mapping[str, Module] | None = None):
+        super().__init__()
+        self.update(modules or {})
+
+    def update(self, modules: Mapping[str, Module]) -> None:
+        """Add or replace modules."""
+        for name, module in modules.items():
+            self[name] = module
+
+    def __setitem__(self, name: str, module: Module) -> None:
+        self.add_module(name, module)
+
+    def __getitem__(self, name: str) -> Module:
+        if name not in self._modules:
+            known = ", ".join(self._modules) or "none"
+            raise ArgumentError(explain("ModuleDict", f"one of its names ({known})", repr(name)))
+        return self._modules[name]
+
+    def __delitem__(self, name: str) -> None:
+        delattr(self, name)
+
+    def __len__(self) -> int:
+        return len(self._modules)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._modules)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._modules
+
+    def keys(self) -> Iterable[str]:
+        """The names."""
+        return self._modules.keys()
+
+    def values(self) -> Iterable[Module]:
+        """The modules."""
+        return self._modules.values()
+
+    def items(self) -> Iterable[tuple[str, Module]]:
+        """Names and modules."""
+        return self._modules.items()

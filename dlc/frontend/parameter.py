@@ -1,0 +1,311 @@
+"""Parameters and buffers: arrays that a model owns, and symbols while it is traced.
+
+They own their storage, which is read-only outside and changes only by assignment of a whole array;
+each assignment gives a new version, so that everything compiled for the model knows when to read
+the value again.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+
+from dlc.errors import DTypeError, ShapeError, TraceError, explain
+from dlc.frontend.scope import active, refuse_in_trace
+from dlc.ir.arithmetic import Arithmetic
+from dlc.ir.node import Node
+from dlc.ir.sizes import shape_text
+from dlc.ir.types import DTYPES, FLOATS, TensorType, tensor
+
+_versions = itertools.count(1)  # `next` is atomic under the GIL
+_moments = itertools.count(1)
+_latest = 0
+_newest = 0
+
+
+def touch(owner: object | None) -> None:
+    """Note in ``owner.changed`` that a model changed in a way for which it is traced again.
+
+    Called after the change. The moment is published last, so that whoever sees it also sees the
+    change and its note. Without an owner only the clock moves on.
+    """
+    global _latest
+    moment = next(_moments)
+    if owner is not None:
+        object.__setattr__(owner, "changed", moment)
+    _latest = moment
+
+
+def latest_change() -> int:
+    """The moment of the newest such change in this process: while it stays, no model changed."""
+    return _latest
+
+
+def latest_version() -> int:
+    """The newest version of any variable in this process: while it stays, no value changed."""
+    return _newest
+
+
+class Variable(Arithmetic):
+    """An array that a model owns.
+
+    Inside a trace its operators and methods build the graph, as those of any `dlc.Tensor`; outside
+    one it is read with ``.numpy()`` or ``np.asarray`` and written by assigning to ``.data``.
+
+    Parameters
+    ----------
+    data : array-like or Variable
+        The first value, copied. Python numbers become float32, arrays keep their element type.
+
+    Attributes
+    ----------
+    version : int
+        Grows with every new value. Read it before the value: then the pair is never stale.
+    changed : int
+        When its element type or a flag changed last, on the clock of `latest_change`.
+
+    Raises
+    ------
+    DTypeError
+        The element type is not one that this kind of variable holds.
+    """
+
+    role = "parameter"
+    dtypes: tuple[str, ...] = FLOATS
+    __slots__ = ("__weakref__", "_array", "changed", "version")
+
+    def __init__(self, data: object):
+        self._store(_owned(data, self.dtypes, type(self).__name__))
+        self.changed = 0
+
+    # The value, outside a trace.
+
+    def numpy(self) -> np.ndarray[Any, Any]:
+        """The value, as a read-only view; it never changes, a later value is another array."""
+        refuse_in_trace(f"a {type(self).__name__.lower()}", "compute with it directly")
+        return self._array.view()
+
+    @property
+    def data(self) -> np.ndarray[Any, Any]:
+        """The value (read-only); assigning an array of the same shape and element type changes it.
+
+        Raises
+        ------
+        ShapeError, DTypeError
+            What is assigned has another shape or element type; the old value stays.
+        """
+        return self.numpy()
+
+    @data.setter
+    def data(self, value: object) -> None:
+        array = as_array(value)
+        if array.shape != self._array.shape:
+            raise ShapeError(self._refusal("shape", shape_text(self._array.shape), array.shape))
+        if array.dtype != self._array.dtype:
+            advice = f"Convert it with .astype(np.{self.dtype}), or use copy_, which converts."
+            raise DTypeError(self._refusal("type", self.dtype, array.dtype.name, advice))
+        self._store(np.array(array, order="C"))
+
+    def copy_(self, value: object) -> Variable:
+        """Take over the values of an array, converted to this element type and broadcast.
+
+        Raises
+        ------
+        DTypeError
+            The conversion would lose more than precision, as from float to integer.
+        """
+        array = as_array(value)
+        if not np.can_cast(array.dtype, self.dtype, "same_kind"):
+            advice = f"Convert it with .astype(np.{self.dtype}) if that is meant."
+            raise DTypeError(self._refusal("type", self.dtype, array.dtype.name, advice))
+        self.data = np.broadcast_to(array.astype(self.dtype), self._array.shape)
+        return self
+
+    def retype(self, dtype: str) -> None:
+        """Change the element type; compiled calls that use it are compiled again."""
+        if dtype != self.dtype:
+            self._store(_owned(self._array.astype(dtype), self.dtypes, type(self).__name__))
+            touch(self)
+
+    def _store(self, array: np.ndarray[Any, Any]) -> None:
+        array.flags.writeable = False
+        global _newest
+        self._array = array
+        self.version = _newest = next(_versions)
+
+    def _refusal(self, what: str, expected: object, got: object, advice: str = "") -> str:
+        expected = f"an array of {what} {expected}"
+        got = shape_text(got) if isinstance(got, tuple) else got
+        return explain(type(self).__name__, expected, str(got), advice=advice)
+
+    def item(self) -> Any:  # type: ignore[override]
+        """The value of a scalar as a Python number."""
+        return self.numpy().item()
+
+    def tolist(self) -> Any:
+        """The value as nested lists of Python numbers."""
+        return self.numpy().tolist()
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
+        view = self.numpy()
+        if dtype is None or np.dtype(dtype) == view.dtype:
+            return view.copy() if copy else view
+        return view.astype(dtype)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Variable:
+        twin = type(self)(self._array)
+        memo[id(self)] = twin
+        return twin
+
+    # What it is, in a trace and outside.
+
+    @property
+    def type(self) -> TensorType:
+        """Element type and shape."""
+        return tensor(self._array.dtype.name, self._array.shape)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes of the dimensions."""
+        return self._array.shape
+
+    @property
+    def dtype(self) -> str:
+        """Name of the element type."""
+        return self._array.dtype.name
+
+    @property
+    def ndim(self) -> int:
+        """Number of dimensions."""
+        return self._array.ndim
+
+    def numel(self) -> int:
+        """Number of elements."""
+        return self._array.size
+
+    def dim(self) -> int:
+        """Number of dimensions."""
+        return self._array.ndim
+
+    def size(self, dim: int | None = None) -> Any:
+        """The shape, or one size of it."""
+        return self.shape if dim is None else self.shape[dim]
+
+    @property
+    def _node(self) -> Node:
+        """The node that stands for this variable in the trace under way."""
+        scope = active()
+        if scope is None:
+            raise TraceError(
+                f"a {type(self).__name__.lower()} takes part in arithmetic only while a model is "
+                "traced; outside, read its value with .numpy() and assign to .data"
+            )
+        return scope.value(self)
+
+    def __len__(self) -> int:
+        return len(self._array)
+
+    def __bool__(self) -> bool:
+        return bool(self._array if active() is None else self._node)
+
+    __array_ufunc__ = None  # NumPy operands leave binary operators to `Arithmetic`
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__} containing:\n{self._array!r}"
+
+
+class Parameter(Variable):
+    """A learnable array of a model (float32 or float64); an attribute of a Module is registered.
+
+    Parameters
+    ----------
+    data : array-like
+        The first value, copied.
+    requires_grad : bool
+        Whether training updates it.
+    """
+
+    __slots__ = ("_requires_grad",)
+
+    def __init__(self, data: object, requires_grad: bool = True):
+        super().__init__(data)
+        self._requires_grad = bool(requires_grad)
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether training updates it."""
+        return self._requires_grad
+
+    @requires_grad.setter
+    def requires_grad(self, value: bool) -> None:
+        if bool(value) != self._requires_grad:
+            self._requires_grad = bool(value)
+            touch(self)
+
+    def requires_grad_(self, value: bool = True) -> Parameter:
+        """Set `requires_grad` and return the parameter."""
+        self.requires_grad = value
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Variable:
+        twin = Parameter(self._array, self._requires_grad)
+        memo[id(self)] = twin
+        return twin
+
+
+class Buffer(Variable):
+    """An array of a model that is no parameter, such as a running mean.
+
+    Assigning a tensor to it inside ``forward`` gives it a new value when the call is done.
+
+    Parameters
+    ----------
+    data : array-like
+        The first value, copied; of any element type.
+    persistent : bool
+        Whether it is part of the state dict.
+    """
+
+    role = "buffer"
+    dtypes = DTYPES
+    __slots__ = ("persistent",)
+
+    def __init__(self, data: object, persistent: bool = True):
+        super().__init__(data)
+        self.persistent = bool(persistent)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Variable:
+        twin = Buffer(self._array, self.persistent)
+        memo[id(self)] = twin
+        return twin
+
+
+def as_array(value: object) -> np.ndarray[Any, Any]:
+    """A value as NumPy reads it; a torch tensor on any device, in bfloat16 too."""
+    if isinstance(value, Node):
+        raise TraceError(
+            f"a symbolic tensor ({value.describe()}) cannot be stored: it has no value while the "
+            "model is traced; assign it to a buffer of the module, or return it"
+        )
+    if hasattr(value, "detach") and hasattr(value, "cpu"):
+        value = value.detach().cpu()
+        value = value.float() if str(value.dtype) == "torch.bfloat16" else value
+        return np.asarray(value.numpy())
+    return np.asarray(value)
+
+
+def _owned(data: object, dtypes: tuple[str, ...], kind: str) -> np.ndarray[Any, Any]:
+    """A copy of ``data`` in C order, of one of ``dtypes``."""
+    array = data._array if isinstance(data, Variable) else as_array(data)
+    plain = not hasattr(data, "dtype")  # numbers and lists: Python's float is no wish for float64
+    if plain and array.dtype == np.float64:
+        array = array.astype(np.float32)
+    if array.dtype.name not in dtypes:
+        advice = "Convert it with .astype(np.float32)."
+        if array.dtype.name in DTYPES:
+            advice = "Convert it with .astype(np.float32), or keep it as it is by register_buffer."
+        expected = f"an element type of {', '.join(dtypes)}"
+        raise DTypeError(explain(kind, expected, array.dtype.name, advice=advice))
+    return np.array(array, order="C")

@@ -1,0 +1,195 @@
+"""The trace under way: which node stands for a parameter, which module runs, where the user is.
+
+Parameters and modules ask for it (`active`), so that the same `forward` is ordinary Python outside
+a trace and builds a graph inside one. It lives in a context variable: threads trace side by side.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import os
+import sys
+from collections.abc import Iterator
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from dlc.errors import DTypeError, ShapeError, TraceError, explain
+from dlc.ir.arithmetic import Arithmetic
+from dlc.ir.node import Builder, Node, Origin, building
+from dlc.ir.sizes import shape_text
+
+if TYPE_CHECKING:
+    from dlc.frontend.module import Module
+    from dlc.frontend.parameter import Buffer, Variable
+
+_ACTIVE: contextvars.ContextVar[Scope | None] = contextvars.ContextVar("dlc.scope", default=None)
+
+
+def active() -> Scope | None:
+    """The trace under way in this thread, None outside one."""
+    return _ACTIVE.get()
+
+
+class Scope:
+    """What one trace knows.
+
+    Attributes
+    ----------
+    builder : Builder
+    parameters : dict of str to Variable
+        Every parameter and buffer that the computation has met, by the name of its node.
+    updates : dict of Variable to Node
+        New values that the computation has given to buffers.
+    training : bool
+        Whether a module in training mode has run.
+    """
+
+    def __init__(self) -> None:
+        self.builder = Builder()
+        self.parameters: dict[str, Variable] = {}
+        self.updates: dict[Variable, Node] = {}
+        self.training = False
+        self._nodes: dict[Variable, Node] = {}
+        self._names: dict[Variable, str] = {}
+        self._paths: dict[Module, list[str]] = {}
+        self._roots: dict[str, Module] = {}
+        self._taken: set[str] = set()
+        self._path = ""
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[Scope]:
+        """Make this the active trace; afterwards the builder belongs to the passes."""
+        self.builder.origin = self.place
+        token = _ACTIVE.set(self)
+        try:
+            with building(self.builder):
+                yield self
+        finally:
+            _ACTIVE.reset(token)
+            self.builder.origin = None
+
+    # What parameters ask for.
+
+    def value(self, variable: Variable) -> Node:
+        """The node of a parameter or buffer: its value so far in this trace."""
+        if variable in self.updates:
+            return self.updates[variable]
+        if variable not in self._nodes:
+            name = self._name(variable)
+            self.parameters[name] = variable
+            self._nodes[variable] = self.builder.parameter(name, variable.type, variable.role)
+        return self._nodes[variable]
+
+    def assign(self, buffer: Buffer, value: object) -> None:
+        """Give a buffer a new value, an output of the graph that replaces the old one."""
+        old, new = self.value(buffer), self.node(value)
+        subject, where = f"buffer {self._name(buffer)!r}", self.place()
+        if new.shape != old.shape:
+            expected = f"a new value of shape {shape_text(old.shape)}"
+            raise ShapeError(explain(subject, expected, shape_text(new.shape), where=where))
+        if new.dtype != old.dtype:
+            expected, advice = f"a new value of type {old.dtype}", "Convert it with dlc.cast."
+            raise DTypeError(explain(subject, expected, new.dtype, where=where, advice=advice))
+        self.updates[buffer] = new
+
+    def node(self, value: object) -> Node:
+        """Anything that stands for a tensor as a node of this trace."""
+        node = self.builder.operand(value._node if isinstance(value, Arithmetic) else value)
+        if node.builder is not self.builder:
+            raise TraceError(
+                f"a symbolic tensor ({node.describe()}) left the trace that made it; pass it to "
+                "the function as an argument, or compute it again"
+            )
+        return node
+
+    def new_values(self) -> dict[str, Node]:
+        """The new values of buffers that have changed, by the buffer's name."""
+        changed = {v: node for v, node in self.updates.items() if node is not self._nodes[v]}
+        return {self._name(variable): node for variable, node in changed.items()}
+
+    # Which module runs.
+
+    @contextlib.contextmanager
+    def inside(self, module: Module) -> Iterator[None]:
+        """Push the path of a module that is being called."""
+        outer = self._path
+        self._path = self._path_of(module)
+        self.training |= module.training
+        try:
+            yield
+        finally:
+            self._path = outer
+
+    def adopt(self, module: Module, prefix: str) -> None:
+        """Name the parameters of a module, and its submodules, from ``prefix`` on."""
+        self._roots[prefix] = module
+        self._index(prefix, module)
+
+    def unique(self, name: str) -> str:
+        """``name``, or with a number where the graph has it already; it is taken from now on."""
+        found, number = name, 1
+        while found in self._taken:
+            found, number = f"{name}_{number}", number + 1
+        self._taken.add(found)
+        return found
+
+    def _path_of(self, module: Module) -> str:
+        """The path by which a module is known here; of several, one below the caller's path."""
+        if module not in self._paths:
+            self._reindex()
+        if module not in self._paths:  # not part of any module called so far
+            self.adopt(module, self.unique(type(module).__name__.lower()))
+        below = f"{self._path}."
+        return max(self._paths[module], key=lambda path: path.startswith(below))
+
+    def _name(self, variable: Variable) -> str:
+        if variable not in self._names:
+            self._reindex()
+        if variable not in self._names:  # a free parameter, in no module
+            self._names[variable] = self.unique(variable.role)
+        return self._names[variable]
+
+    def _reindex(self) -> None:
+        """Look again: modules and parameters may have been registered during the trace."""
+        for prefix, module in self._roots.items():
+            self._index(prefix, module)
+
+    def _index(self, prefix: str, root: Module) -> None:
+        for path, module in root.named_modules(prefix=prefix, remove_duplicate=False):
+            known = self._paths.setdefault(module, [])
+            if path not in known:
+                known.append(path)
+        for name, variable in root.named_variables(prefix=prefix):
+            if variable not in self._names:
+                self._names[variable] = name
+                self._taken.add(name)
+
+    # Where the user is.
+
+    def place(self) -> Origin:
+        file, line = user_place()
+        return Origin(self._path, file, line)
+
+
+_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+_ZOO = os.path.join(_PACKAGE, "frontend", "models") + os.sep
+
+
+def user_place() -> tuple[str, int]:
+    """File and line of the innermost frame that is a model's: outside dlc, or in its zoo."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if not file.startswith(_PACKAGE) or file.startswith(_ZOO):
+            return file, frame.f_lineno
+        frame = frame.f_back
+    return "", 0
+
+
+def refuse_in_trace(what: str, advice: str) -> None:
+    """Raise `TraceError` where a trace is under way, as reading a value there would freeze it."""
+    scope = active()
+    if scope is not None:
+        where = scope.place()
+        raise TraceError(f"{what} has no value while the model is traced ({where}); {advice}")

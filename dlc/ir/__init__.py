@@ -1,0 +1,14 @@
+"""The intermediate representation, in the order in which a reader needs it.
+
+sizes        integers and polynomials in named dimensions
+types        element type and shape
+op           the op record: all about one operator in one place
+node         interned nodes, which are also the DSL's tensors;  arithmetic: their operators and methods
+graph        inputs, outputs, aliases
+pattern      rules in the DSL's own syntax
+manager      runs passes: verify, time, dump, bisect, check by value
+verify       what every graph must satisfy
+text         the text form, which round-trips
+draw         SVG drawing
+plan         what backends and the runtime see: buffers and steps
+"""

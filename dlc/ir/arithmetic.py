@@ -1,0 +1,587 @@
+"""Operators and methods of symbolic tensors, each one application of an op.
+
+They stand apart from `Node` so that the list reads as a table. A method has PyTorch's name and arguments where PyTorch
+has the method; there is none that changes a tensor in place, because nodes are values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeAlias, cast
+
+from dlc.errors import DTypeError, ShapeError, TraceError
+from dlc.ir.sizes import Poly, Size, as_size, product
+
+if TYPE_CHECKING:
+    from dlc.ir.node import Node
+
+# Methods named `float`, `int` and `bool` hide the types inside the class, so annotations use these.
+Int: TypeAlias = int
+Flag: TypeAlias = bool
+Real: TypeAlias = float
+Axes: TypeAlias = int | Sequence[int] | None
+
+
+class Extremum(NamedTuple):
+    """What `max` and `min` along one dimension give."""
+
+    values: Node
+    indices: Node
+
+
+def _apply(op: str, *inputs: object, **attrs: Any) -> Node:
+    from dlc.ir.node import apply
+
+    return apply(op, *inputs, **attrs)
+
+
+def where(condition: object, a: object, b: object) -> Node:
+    """``a`` where ``condition`` holds, ``b`` elsewhere; numbers take the element type of the tensor beside them.
+
+    Parameters
+    ----------
+    condition : Node
+        Of bool; broadcasts with ``a`` and ``b``.
+    a, b : Node, array or number
+        Cast to their common element type.
+    """
+    from dlc.ir.node import Node, apply
+    from dlc.ir.types import promote
+
+    tensors = [value for value in (a, b) if isinstance(value, Node)]
+    if len(tensors) == 1:  # a number must take its type from the value beside it, not from the condition
+        other = tensors[0].builder.operand(b if a is tensors[0] else a, tensors[0])
+        a, b = (a, other) if a is tensors[0] else (other, b)
+    if isinstance(a, Node) and isinstance(b, Node):
+        common = promote(a.dtype, b.dtype)
+        a, b = a.to(common), b.to(common)
+    return apply("where", condition, a, b)
+
+
+class Arithmetic:
+    """Operators and methods that build nodes."""
+
+    __slots__ = ()
+
+    @property
+    def _node(self) -> Node:
+        return cast("Node", self)
+
+    # Arithmetic operators.
+
+    def __add__(self, other: object) -> Node:
+        return _apply("add", self, other)
+
+    def __radd__(self, other: object) -> Node:
+        return _apply("add", other, self)
+
+    def __sub__(self, other: object) -> Node:
+        return _apply("sub", self, other)
+
+    def __rsub__(self, other: object) -> Node:
+        return _apply("sub", other, self)
+
+    def __mul__(self, other: object) -> Node:
+        return _apply("mul", self, other)
+
+    def __rmul__(self, other: object) -> Node:
+        return _apply("mul", other, self)
+
+    def __truediv__(self, other: object) -> Node:
+        return _apply("div", self, other)
+
+    def __rtruediv__(self, other: object) -> Node:
+        return _apply("div", other, self)
+
+    def __floordiv__(self, other: object) -> Node:
+        return _apply("floor_divide", self, other)
+
+    def __rfloordiv__(self, other: object) -> Node:
+        return _apply("floor_divide", other, self)
+
+    def __mod__(self, other: object) -> Node:
+        return _apply("remainder", self, other)
+
+    def __rmod__(self, other: object) -> Node:
+        return _apply("remainder", other, self)
+
+    def __pow__(self, other: object) -> Node:
+        node = self._node
+        if isinstance(other, int) and not isinstance(other, bool) and "float" not in node.dtype:
+            return _integer_power(node, other)
+        return _apply("pow", self, other)
+
+    def __rpow__(self, other: object) -> Node:
+        return _apply("pow", other, self)
+
+    def __neg__(self) -> Node:
+        return _apply("neg", self)
+
+    def __pos__(self) -> Node:
+        return self._node
+
+    def __abs__(self) -> Node:
+        return _apply("abs", self)
+
+    def __matmul__(self, other: object) -> Node:
+        return _apply("matmul", self, other)
+
+    def __rmatmul__(self, other: object) -> Node:
+        return _apply("matmul", other, self)
+
+    # Comparisons give tensors of bool; identity is `is`, and hashing is by identity.
+
+    def __eq__(self, other: object) -> Node:  # type: ignore[override]
+        return _apply("eq", self, other)
+
+    def __ne__(self, other: object) -> Node:  # type: ignore[override]
+        return _apply("ne", self, other)
+
+    def __lt__(self, other: object) -> Node:
+        return _apply("lt", self, other)
+
+    def __le__(self, other: object) -> Node:
+        return _apply("le", self, other)
+
+    def __gt__(self, other: object) -> Node:
+        return _apply("gt", self, other)
+
+    def __ge__(self, other: object) -> Node:
+        return _apply("ge", self, other)
+
+    __hash__ = object.__hash__
+
+    # Bit operators are logic on bools and refused elsewhere, where PyTorch works on bits.
+
+    def __and__(self, other: object) -> Node:
+        return _logical("logical_and", "&", self._node, other)
+
+    def __or__(self, other: object) -> Node:
+        return _logical("logical_or", "|", self._node, other)
+
+    def __xor__(self, other: object) -> Node:
+        return _logical("ne", "^", self._node, other)
+
+    def __invert__(self) -> Node:
+        return _logical("logical_not", "~", self._node)
+
+    __rand__, __ror__, __rxor__ = __and__, __or__, __xor__
+
+    # Elementwise functions.
+
+    def add(self, other: object) -> Node:
+        return self + other
+
+    def sub(self, other: object) -> Node:
+        return self - other
+
+    def mul(self, other: object) -> Node:
+        return self * other
+
+    def div(self, other: object) -> Node:
+        return self / other
+
+    def pow(self, exponent: object) -> Node:
+        return self**exponent
+
+    def floor_divide(self, other: object) -> Node:
+        return self // other
+
+    def remainder(self, other: object) -> Node:
+        return self % other
+
+    def maximum(self, other: object) -> Node:
+        return _apply("maximum", self, other)
+
+    def minimum(self, other: object) -> Node:
+        return _apply("minimum", self, other)
+
+    def eq(self, other: object) -> Node:
+        return self == other
+
+    def ne(self, other: object) -> Node:
+        return self != other
+
+    def lt(self, other: object) -> Node:
+        return self < other
+
+    def le(self, other: object) -> Node:
+        return self <= other
+
+    def gt(self, other: object) -> Node:
+        return self > other
+
+    def ge(self, other: object) -> Node:
+        return self >= other
+
+    def logical_and(self, other: object) -> Node:
+        return _apply("logical_and", self, other)
+
+    def logical_or(self, other: object) -> Node:
+        return _apply("logical_or", self, other)
+
+    def logical_not(self) -> Node:
+        return _apply("logical_not", self)
+
+    def isnan(self) -> Node:
+        return _apply("isnan", self)
+
+    def neg(self) -> Node:
+        return -self
+
+    def abs(self) -> Node:
+        return _apply("abs", self)
+
+    def sign(self) -> Node:
+        return _apply("sign", self)
+
+    def floor(self) -> Node:
+        return _apply("floor", self)
+
+    def ceil(self) -> Node:
+        return _apply("ceil", self)
+
+    def round(self) -> Node:
+        return _apply("round", self)
+
+    def trunc(self) -> Node:
+        return _apply("trunc", self)
+
+    def exp(self) -> Node:
+        return _apply("exp", self)
+
+    def expm1(self) -> Node:
+        return _apply("expm1", self)
+
+    def log(self) -> Node:
+        return _apply("log", self)
+
+    def log1p(self) -> Node:
+        return _apply("log1p", self)
+
+    def sqrt(self) -> Node:
+        return _apply("sqrt", self)
+
+    def rsqrt(self) -> Node:
+        return _apply("rsqrt", self)
+
+    def reciprocal(self) -> Node:
+        return _apply("reciprocal", self)
+
+    def square(self) -> Node:
+        return _apply("square", self)
+
+    def sin(self) -> Node:
+        return _apply("sin", self)
+
+    def cos(self) -> Node:
+        return _apply("cos", self)
+
+    def tanh(self) -> Node:
+        return _apply("tanh", self)
+
+    def sigmoid(self) -> Node:
+        return _apply("sigmoid", self)
+
+    def erf(self) -> Node:
+        return _apply("erf", self)
+
+    def relu(self) -> Node:
+        return _apply("relu", self)
+
+    def clamp(self, min: Real | None = None, max: Real | None = None) -> Node:
+        """Elements held between ``min`` and ``max``, either of which may be absent."""
+        return _apply("clamp", self, low=min, high=max)
+
+    def where(self, condition: Node, other: object) -> Node:
+        """This tensor where ``condition`` holds, ``other`` elsewhere."""
+        return where(condition, self, other)
+
+    def masked_fill(self, mask: Node, value: Real) -> Node:
+        """``value`` where ``mask`` holds, this tensor elsewhere."""
+        return where(mask, value, self)
+
+    # Element types.
+
+    def to(self, dtype: object) -> Node:
+        """This tensor in another element type; itself where it has that type already."""
+        from dlc.ir.types import as_dtype
+
+        node = self._node
+        return node if node.dtype == as_dtype(dtype) else _apply("cast", node, dtype=dtype)
+
+    def type_as(self, other: Node) -> Node:
+        return self.to(other.dtype)
+
+    def float(self) -> Node:
+        return self.to("float32")
+
+    def double(self) -> Node:
+        return self.to("float64")
+
+    def int(self) -> Node:
+        return self.to("int32")
+
+    def long(self) -> Node:
+        return self.to("int64")
+
+    def bool(self) -> Node:
+        return self.to("bool")
+
+    # Reductions; `dim=None` reduces over all dimensions.
+
+    def sum(self, dim: Axes = None, keepdim: Flag = False) -> Node:
+        return _apply("sum", self, axes=dim, keepdims=keepdim)
+
+    def mean(self, dim: Axes = None, keepdim: Flag = False) -> Node:
+        return _apply("mean", self, axes=dim, keepdims=keepdim)
+
+    def prod(self, dim: Axes = None, keepdim: Flag = False) -> Node:
+        return _apply("prod", self, axes=dim, keepdims=keepdim)
+
+    def amax(self, dim: Axes = None, keepdim: Flag = False) -> Node:
+        return _apply("amax", self, axes=dim, keepdims=keepdim)
+
+    def amin(self, dim: Axes = None, keepdim: Flag = False) -> Node:
+        return _apply("amin", self, axes=dim, keepdims=keepdim)
+
+    def any(self, dim: Axes = None, keepdim: Flag = False) -> Node:
+        return _apply("any", self.to("bool"), axes=dim, keepdims=keepdim)
+
+    def all(self, dim: Axes = None, keepdim: Flag = False) -> Node:
+        return _apply("all", self.to("bool"), axes=dim, keepdims=keepdim)
+
+    def argmax(self, dim: Int | None = None, keepdim: Flag = False) -> Node:
+        return _apply("argmax", self, axis=dim, keepdims=keepdim)
+
+    def argmin(self, dim: Int | None = None, keepdim: Flag = False) -> Node:
+        return _apply("argmin", self, axis=dim, keepdims=keepdim)
+
+    def max(self, dim: Int | None = None, keepdim: Flag = False) -> Node | Extremum:
+        """The greatest element; along ``dim`` a pair of values and their positions."""
+        return self.amax() if dim is None else self._extremum("argmax", dim, keepdim)
+
+    def min(self, dim: Int | None = None, keepdim: Flag = False) -> Node | Extremum:
+        """The least element; along ``dim`` a pair of values and their positions."""
+        return self.amin() if dim is None else self._extremum("argmin", dim, keepdim)
+
+    def _extremum(self, op: str, dim: Int, keepdim: Flag) -> Extremum:
+        indices = _apply(op, self, axis=dim, keepdims=True)
+        values = self.gather(dim, indices)  # not amax: the gradient goes to one of several equals
+        return Extremum(*((n if keepdim else n.squeeze(dim)) for n in (values, indices)))
+
+    def var(self, dim: Axes = None, correction: Int = 1, keepdim: Flag = False) -> Node:
+        return _apply("var", self, axes=dim, correction=correction, keepdims=keepdim)
+
+    def std(self, dim: Axes = None, correction: Int = 1, keepdim: Flag = False) -> Node:
+        return self.var(dim, correction, keepdim).sqrt()
+
+    def logsumexp(self, dim: Axes = None, keepdim: Flag = False) -> Node:
+        return _apply("logsumexp", self, axes=dim, keepdims=keepdim)
+
+    def softmax(self, dim: Int) -> Node:
+        return _apply("softmax", self, axis=dim)
+
+    def log_softmax(self, dim: Int) -> Node:
+        return _apply("log_softmax", self, axis=dim)
+
+    # Shapes. A size is an int, a `Dim`, or what `shape` gives.
+
+    def reshape(self, *shape: Any) -> Node:
+        """The same elements in another shape; one size may be -1."""
+        return _apply("reshape", self, shape=_spread(shape))
+
+    view = reshape
+
+    def flatten(self, start_dim: Int = 0, end_dim: Int = -1) -> Node:
+        """Dimensions ``start_dim`` to ``end_dim``, both included, as one."""
+        shape = self._node.shape
+        if not shape:
+            return self.reshape(1)
+        first, last = _axis(start_dim, len(shape)), _axis(end_dim, len(shape))
+        if first > last:
+            raise ShapeError(f"flatten expects start_dim <= end_dim, got {start_dim} and {end_dim}")
+        return self.reshape(*shape[:first], product(shape[first : last + 1]), *shape[last + 1 :])
+
+    def squeeze(self, dim: Axes = None) -> Node:
+        """Without the dimensions of size 1, or without those of ``dim`` that have size 1."""
+        shape = self._node.shape
+        given = range(len(shape)) if dim is None else (dim,) if isinstance(dim, int) else dim
+        drop = {k for k in (_axis(d, len(shape)) for d in given) if shape[k] == 1}
+        return self.reshape(*(size for k, size in enumerate(shape) if k not in drop))
+
+    def unsqueeze(self, dim: Int) -> Node:
+        """With a dimension of size 1 at ``dim``."""
+        shape = self._node.shape
+        at = _axis(dim, len(shape) + 1)
+        return self.reshape(*shape[:at], 1, *shape[at:])
+
+    def permute(self, *dims: Any) -> Node:
+        """Dimensions in another order."""
+        return _apply("transpose", self, axes=_spread(dims))
+
+    def transpose(self, dim0: Int, dim1: Int) -> Node:
+        """Two dimensions exchanged."""
+        axes = list(range(self._node.ndim))
+        i, j = _axis(dim0, len(axes)), _axis(dim1, len(axes))
+        axes[i], axes[j] = axes[j], axes[i]
+        return self.permute(axes)
+
+    @property
+    def T(self) -> Node:
+        """Dimensions in reverse order."""
+        return self.permute(tuple(reversed(range(self._node.ndim))))
+
+    @property
+    def mT(self) -> Node:
+        """The last two dimensions exchanged."""
+        return self.transpose(-2, -1)
+
+    def expand(self, *shape: Any) -> Node:
+        """Broadcast to a shape; -1 keeps a size."""
+        return _apply("expand", self, shape=_spread(shape))
+
+    def expand_as(self, other: Node) -> Node:
+        return self.expand(other.shape)
+
+    def flip(self, *dims: Any) -> Node:
+        return _apply("flip", self, axes=_spread(dims))
+
+    def contiguous(self) -> Node:
+        """This tensor: how it lies in memory is the compiler's business."""
+        return self._node
+
+    def size(self, dim: Int | None = None) -> Any:
+        """The shape, or one size of it."""
+        shape = self._node.shape
+        return shape if dim is None else shape[_axis(dim, len(shape))]
+
+    def dim(self) -> Int:
+        return self._node.ndim
+
+    def numel(self) -> Size:
+        return product(self._node.shape)
+
+    def is_floating_point(self) -> Flag:
+        return "float" in self._node.dtype
+
+    # Parts.
+
+    def __getitem__(self, key: object) -> Node:
+        from dlc.ir.indexing import index
+
+        return index(self._node, key)
+
+    def __len__(self) -> Int:
+        return self._static_length("len()")
+
+    def __iter__(self) -> Iterator[Node]:
+        return iter(self.unbind(0))
+
+    def _static_length(self, use: str, dim: Int = 0) -> Int:
+        node = self._node
+        if not node.ndim:
+            raise TraceError(f"{use} of a scalar: {node.describe()}")
+        size = node.shape[_axis(dim, node.ndim)]
+        if isinstance(size, Poly):
+            raise TraceError(
+                f"{use} needs a size known while the model is traced, and dimension {dim} of {node.describe()} is {size}; "
+                "use tensor operations over the whole dimension, or compile with an integer in place of the Dim"
+            )
+        return size
+
+    def select(self, dim: Int, index: Any) -> Node:
+        """The part at ``index`` of a dimension, which goes away."""
+        return self[(*(slice(None),) * _axis(dim, self._node.ndim), index)]
+
+    def narrow(self, dim: Int, start: Any, length: Any) -> Node:
+        """``length`` elements of a dimension, from ``start``."""
+        part = slice(start, as_size(start) + as_size(length))
+        return self[(*(slice(None),) * _axis(dim, self._node.ndim), part)]
+
+    def unbind(self, dim: Int = 0) -> tuple[Node, ...]:
+        """All parts along a dimension, which goes away; its size must be known."""
+        return tuple(self.select(dim, i) for i in range(self._static_length("a loop over a tensor", dim)))
+
+    def split(self, split_size: Int | Sequence[Int], dim: Int = 0) -> tuple[Node, ...]:
+        """Parts of ``split_size`` elements (the last may be shorter), or of the given sizes."""
+        total = self._static_length("split", dim)
+        sizes = list(split_size) if isinstance(split_size, Sequence) else _parts(total, split_size)
+        if sum(sizes) != total:
+            raise ShapeError(f"split expects sizes that add up to {total}, got {sizes}")
+        starts = [sum(sizes[:k]) for k in range(len(sizes))]
+        return tuple(self.narrow(dim, start, n) for start, n in zip(starts, sizes, strict=True))
+
+    def chunk(self, chunks: Int, dim: Int = 0) -> tuple[Node, ...]:
+        """At most ``chunks`` parts of equal size, the last one perhaps shorter."""
+        if chunks < 1:
+            raise ShapeError(f"chunk expects at least one chunk, got {chunks}")
+        return self.split(max(1, -(-self._static_length("chunk", dim) // chunks)), dim)
+
+    def gather(self, dim: Int, index: Node) -> Node:
+        return _apply("gather", self, index, axis=dim)
+
+    def scatter_add(self, dim: Int, index: Node, src: Node) -> Node:
+        return _apply("scatter_add", self, index, src, axis=dim)
+
+    def index_select(self, dim: Int, index: Node) -> Node:
+        return _apply("take", self, index, axis=dim)
+
+    # Linear algebra.
+
+    def matmul(self, other: object) -> Node:
+        return _apply("matmul", self, other)
+
+    mm = bmm = matmul
+
+    # Values, which a symbolic tensor does not have.
+
+    def item(self) -> NoReturn:
+        raise TraceError(
+            f"a symbolic tensor ({self._node.describe()}) has no value while the model is traced; "
+            "return it from the function and read it from the result of the call"
+        )
+
+    numpy = tolist = item
+
+
+def _spread(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Sizes given one by one or as one sequence."""
+    return tuple(values[0]) if len(values) == 1 and isinstance(values[0], (tuple, list)) else values
+
+
+def _axis(dim: int, ndim: int) -> int:
+    if not -ndim <= dim < ndim:
+        raise ShapeError(f"expected a dimension from {-ndim} to {ndim - 1}, got {dim}")
+    return dim % ndim
+
+
+def _parts(total: int, size: int) -> list[int]:
+    if size < 1:
+        raise ShapeError(f"split expects at least one element a part, got {size}")
+    return [min(size, total - start) for start in range(0, max(total, 1), size)]
+
+
+def _logical(op: str, symbol: str, node: Node, *others: object) -> Node:
+    for value in (node, *others):
+        dtype = getattr(value, "dtype", "bool" if isinstance(value, bool) else type(value).__name__)
+        if str(dtype) != "bool":
+            raise DTypeError(
+                f"{symbol} expects bool tensors, got {dtype} ({node.describe()}); compare first, as in (x != 0)"
+            )
+    return _apply(op, node, *others)
+
+
+def _integer_power(node: Node, exponent: int) -> Node:
+    """``node ** exponent`` on integers as products, by repeated squaring."""
+    if exponent < 0:
+        raise DTypeError(
+            f"pow expects an exponent >= 0 for {node.dtype}, got {exponent} ({node.describe()}); cast with x.float()"
+        )
+    result, base = None, node
+    while exponent:
+        if exponent & 1:
+            result = base if result is None else result * base
+        exponent >>= 1
+        base = base * base if exponent else base
+    return node * 0 + 1 if result is None else result

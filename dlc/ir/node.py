@@ -1,0 +1,310 @@
+"""Nodes of the graph, interned: equal computations are one object.
+
+A node is an op applied to nodes. It is immutable, has one output, and is also the symbolic tensor that users compute with
+(`dlc.Tensor`), so that models, rewrite rules and gradient rules are written in the same arithmetic. Interning makes common
+subexpressions free and comparison a pointer comparison.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import hashlib
+import struct
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dlc.errors import DTypeError, Error, ShapeError, TraceError
+from dlc.ir.arithmetic import Arithmetic
+from dlc.ir.op import OPS, Kind, OpDef
+from dlc.ir.sizes import Dim, Floor, Poly, Size, as_size, shape_text
+from dlc.ir.types import DTYPES, TensorType, TupleType, Type, as_dtype, is_float, promote
+
+
+class Origin(NamedTuple):
+    """Where in the user's program a node comes from."""
+
+    module: str = ""
+    file: str = ""
+    line: int = 0
+
+    def __str__(self) -> str:
+        place = f"{self.file.rsplit('/', 1)[-1]}:{self.line}" if self.file else ""
+        return ", ".join(part for part in (self.module, place) if part)
+
+
+class Node(Arithmetic):
+    """An op applied to inputs; also the symbolic tensor of the DSL.
+
+    Attributes
+    ----------
+    op : OpDef
+    inputs : tuple of Node
+    attrs : mapping
+        Attributes in canonical form.
+    type : TensorType or TupleType
+    origins : frozenset of Origin
+        Every place in the user's program that this node stands for.
+    builder : Builder
+        The builder that interned it.
+    """
+
+    __slots__ = ("__weakref__", "attrs", "builder", "inputs", "op", "origins", "type")
+
+    def __init__(self, op: OpDef, inputs: tuple[Node, ...], attrs: Mapping[str, Any], type: Type, builder: Builder):
+        self.op = op
+        self.inputs = inputs
+        self.attrs = MappingProxyType(dict(attrs))
+        self.type = type
+        self.builder = builder
+        self.origins: frozenset[Origin] = frozenset()
+
+    @property
+    def tensor_type(self) -> TensorType:
+        """The type of a node with one output."""
+        if isinstance(self.type, TupleType):
+            raise TraceError(f"{self.op.name} has {len(self.type.elements)} outputs; take one with node.project(i)")
+        return self.type
+
+    @property
+    def shape(self) -> tuple[Size, ...]:
+        """Sizes of the dimensions, each an int or a symbolic size."""
+        return self.tensor_type.shape
+
+    @property
+    def dtype(self) -> str:
+        """Name of the element type, such as ``"float32"``."""
+        return self.tensor_type.dtype
+
+    @property
+    def ndim(self) -> int:
+        """Number of dimensions."""
+        return len(self.shape)
+
+    @property
+    def name(self) -> str | None:
+        """The name of an input or a parameter, None for other nodes."""
+        return self.attrs.get("name") if self.op.kind is Kind.LEAF else None
+
+    def project(self, index: int) -> Node:
+        """Output ``index`` of an op with several outputs."""
+        return self.builder.node("project", (self,), {"index": index})
+
+    def __bool__(self) -> bool:
+        raise TraceError(
+            f"a Python condition on a symbolic tensor ({self.describe()}) has no value while the model is traced; "
+            "use dlc.where(condition, a, b) to choose by element, or decide on shapes and Python values"
+        )
+
+    def __index__(self) -> int:
+        raise TraceError(f"a symbolic tensor ({self.describe()}) has no Python value while the model is traced")
+
+    __int__ = __index__
+
+    def __float__(self) -> float:
+        raise TraceError(f"a symbolic tensor ({self.describe()}) has no Python value while the model is traced")
+
+    def __array__(self, *_: object, **__: object) -> Any:
+        raise TraceError(
+            f"NumPy cannot read a symbolic tensor ({self.describe()}); inside a traced function use dlc's functions "
+            "(dlc.exp, dlc.functional), outside call the compiled function"
+        )
+
+    __array_ufunc__ = None  # NumPy operands leave binary operators to `Arithmetic`
+
+    def describe(self) -> str:
+        """Op, place and type in one phrase for messages: ``conv2d (stem.conv, model.py:12): float32[1, 64, 56, 56]``."""
+        name = f"{self.op.name} {self.name!r}" if self.name else self.op.name
+        place = ", ".join(sorted(str(origin) for origin in self.origins if str(origin)))
+        return f"{name}{f' ({place})' if place else ''}: {self.type}"
+
+    def __repr__(self) -> str:
+        return f"<{self.describe()}>"
+
+
+class Builder:
+    """Makes and interns nodes; holds none of them once nobody else does.
+
+    ``origin`` is called for each application of an op and tells the place in the user's program.
+    """
+
+    def __init__(self, origin: Callable[[], Origin | None] | None = None):
+        self._nodes: weakref.WeakValueDictionary[bytes, Node] = weakref.WeakValueDictionary()
+        self._lock = threading.RLock()
+        self.origin = origin
+
+    def node(
+        self,
+        op: str | OpDef,
+        inputs: tuple[Node, ...] = (),
+        attrs: Mapping[str, Any] | None = None,
+        origins: frozenset[Origin] = frozenset(),
+    ) -> Node:
+        """The node of ``op`` on ``inputs``: a new one, or the one that is equal to it.
+
+        Raises
+        ------
+        Error
+            The op's type rule refuses the inputs; the message names op, place, and what came.
+        """
+        record = OPS[op] if isinstance(op, str) else op
+        here = self.origin() if self.origin else None
+        origins = origins | {here} if here else origins
+        for node in inputs:
+            if node.builder is not self:
+                raise TraceError(f"{record.name} mixes tensors of two traces: {node.describe()} belongs to another one")
+        if record.promotes:
+            inputs = _promoted(inputs)
+        types = tuple(node.type for node in inputs)
+        try:
+            canonical = record.attrs(*types, **(attrs or {})) if record.attrs else dict(attrs or {})
+            key = _node_key(record, inputs, canonical)
+            with self._lock:
+                node = self._nodes.get(key)
+                if node is None:
+                    node = Node(record, inputs, canonical, record.infer(*types, **canonical), self)
+                    self._nodes[key] = node
+                node.origins |= origins
+        except Error as error:
+            raise _located(error, record, inputs, origins) from None
+        return node
+
+    def constant(self, value: object, dtype: object = None) -> Node:
+        """A constant from anything NumPy reads; equal arrays are one node."""
+        array = np.asarray(value, dtype=None if dtype is None else as_dtype(dtype))
+        if array.dtype.name not in DTYPES:
+            raise DTypeError(f"a constant has an element type of {', '.join(DTYPES)}; got {array.dtype.name}")
+        array = np.array(array, order="C", copy=True)
+        array.flags.writeable = False
+        return self.node("constant", (), {"value": array})
+
+    def input(self, name: str, type: TensorType) -> Node:
+        """A graph input; its name is unique in the graph."""
+        return self.node("input", (), {"name": name, "dtype": type.dtype, "shape": type.shape})
+
+    def parameter(self, name: str, type: TensorType, role: str = "parameter") -> Node:
+        """A parameter (or with ``role="buffer"`` a buffer) of the model, by its name in the state dict."""
+        attrs = {"name": name, "dtype": type.dtype, "shape": type.shape, "role": role}
+        return self.node("parameter", (), attrs)
+
+    def operand(self, value: object, like: Node | None = None) -> Node:
+        """``value`` as a node: a node itself, an array, or a Python number in the element type that ``like`` gives it."""
+        if isinstance(value, Node):
+            return value
+        if isinstance(value, (Poly, Dim)):
+            size = self.node("size", (), {"size": as_size(value)})
+            return size if like is None else self.node("cast", (size,), {"dtype": like.dtype})
+        if isinstance(value, (bool, int, float)):
+            return self.constant(value, _weak_dtype(value, like))
+        if isinstance(value, (np.ndarray, np.generic)):
+            return self.constant(value)
+        raise TraceError(f"expected a tensor, a NumPy array or a number, got {value!r} of type {type(value).__name__}")
+
+
+_CURRENT: contextvars.ContextVar[Builder | None] = contextvars.ContextVar("dlc.builder", default=None)
+
+
+@contextlib.contextmanager
+def building(builder: Builder) -> Iterator[Builder]:
+    """Make ``builder`` the one that functions without tensor arguments use."""
+    token = _CURRENT.set(builder)
+    try:
+        yield builder
+    finally:
+        _CURRENT.reset(token)
+
+
+def current_builder() -> Builder:
+    """The builder of the trace under way; raises `TraceError` outside one."""
+    builder = _CURRENT.get()
+    if builder is None:
+        raise TraceError("tensors exist only while a function is traced; call this inside a function given to dlc.jit")
+    return builder
+
+
+def apply(op: str, *inputs: object, **attrs: Any) -> Node:
+    """Apply an op to nodes, arrays and numbers. Numbers take the element type of the tensors beside them."""
+    inputs = tuple(value._node if isinstance(value, Arithmetic) else value for value in inputs)
+    first = next((value for value in inputs if isinstance(value, Node)), None)
+    builder = first.builder if first is not None else current_builder()
+    tensors = [value for value in inputs if isinstance(value, Node)]
+    like = max(tensors, key=lambda node: DTYPES.index(node.dtype), default=None) if len(tensors) != len(inputs) else None
+    return builder.node(op, tuple(builder.operand(value, like) for value in inputs), attrs)
+
+
+def _weak_dtype(value: bool | int | float, like: Node | None) -> str:
+    """Element type of a Python number beside a tensor (PyTorch's rule: a number never widens within its kind)."""
+    if like is None:
+        return "bool" if isinstance(value, bool) else "int64" if isinstance(value, int) else "float32"
+    if isinstance(value, float):
+        return like.dtype if is_float(like.dtype) else "float32"
+    if like.dtype == "bool" and not isinstance(value, bool):
+        return "int64"
+    return like.dtype
+
+
+def _promoted(inputs: tuple[Node, ...]) -> tuple[Node, ...]:
+    """Inputs cast to their common element type."""
+    common = inputs[0].dtype
+    for node in inputs[1:]:
+        common = promote(common, node.dtype)
+    return tuple(n if n.dtype == common else n.builder.node("cast", (n,), {"dtype": common}) for n in inputs)
+
+
+def _located(error: Error, op: OpDef, inputs: tuple[Node, ...], origins: frozenset[Origin]) -> Error:
+    """The error of a type rule with op, place and inputs added: ``conv2d expects ... (layer2.0.conv1, model.py:41)``."""
+    place = ", ".join(sorted(str(origin) for origin in origins if str(origin)))
+    came = "; ".join(
+        f"{node.op.name}{f' {node.name!r}' if node.name else ''}: {_type_text(node.type)}" for node in inputs
+    )
+    noun = "Its input is" if len(inputs) == 1 else "Its inputs are"
+    text = f"{op.name} {error}{f' ({place})' if place else ''}." + (f" {noun} {came}" if came else "")
+    return type(error)(text)
+
+
+def _type_text(type: Type) -> str:
+    return f"{shape_text(type.shape)} {type.dtype}" if isinstance(type, TensorType) else str(type)
+
+
+def _node_key(op: OpDef, inputs: tuple[Node, ...], attrs: Mapping[str, Any]) -> bytes:
+    # Inputs outlive the node, so their ids stay theirs.
+    ids = struct.pack(f"<{len(inputs)}Q", *map(id, inputs))
+    return op.name.encode() + b"\0" + ids + attrs_key(attrs)
+
+
+def attrs_key(attrs: Mapping[str, Any]) -> bytes:
+    """Canonical bytes of attributes: values with their types, floats by bit pattern, arrays by content."""
+    return b"".join(name.encode() + b"=" + _value_key(attrs[name]) + b";" for name in sorted(attrs))
+
+
+def _value_key(value: Any) -> bytes:
+    if value is None or isinstance(value, (bool, int)):
+        return f"{type(value).__name__}:{value}".encode()
+    if isinstance(value, float):
+        return b"float:" + struct.pack("<d", value)
+    if isinstance(value, str):
+        return f"str{len(value)}:{value}".encode()
+    if isinstance(value, (Poly, Dim, Floor)):
+        bound = ",".join(f"{d.name}={d.min}..{d.max}" for d in sorted(_dims(value), key=str))
+        return f"size:{value}[{bound}]".encode()
+    if isinstance(value, (tuple, list)):
+        return b"(" + b",".join(map(_value_key, value)) + b")"
+    if isinstance(value, np.ndarray):
+        head = f"array:{value.dtype.str}{value.shape}:".encode()
+        return head + hashlib.sha256(np.ascontiguousarray(value).data if value.size else b"").digest()
+    if hasattr(value, "structure_key"):
+        return b"graph:" + bytes(value.structure_key())
+    raise ShapeError(f"has an attribute of type {type(value).__name__}, which has no canonical form: {value!r}")
+
+
+def _dims(value: Poly | Dim | Floor) -> set[Dim]:
+    from dlc.ir.sizes import dims
+
+    if isinstance(value, Dim):
+        return {value}
+    return dims(value.numerator if isinstance(value, Floor) else value)

@@ -1,0 +1,85 @@
+"""The schedule: which nodes form one kernel, and the layout of every value that is written to memory.
+
+It stands between the graph and the plan. Fusion fills the groups, the layout pass the layouts, the memory pass the buffers;
+a backend then turns each group into one kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from dlc.ir.graph import Graph
+from dlc.ir.node import Node
+from dlc.ir.plan import Buffer, Layout
+from dlc.ir.sizes import Size, shape_text
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Nodes that one kernel computes.
+
+    Parameters
+    ----------
+    anchor : Node
+        The node that decides the form of the loops: a contraction, a window, a reduction, or the last of a pointwise group.
+    inside : tuple of Node
+        Every node computed in the kernel, in topological order.
+    outputs : tuple of Node
+        The nodes of ``inside`` that are written to memory.
+    view : bool
+        The output is its input's memory under another shape: no kernel at all.
+    """
+
+    anchor: Node
+    inside: tuple[Node, ...]
+    outputs: tuple[Node, ...]
+    view: bool = False
+
+    @property
+    def inputs(self) -> list[Node]:
+        """Values read from memory (leaves included), in order of first use."""
+        own = set(self.inside)
+        return list(dict.fromkeys(s for node in self.inside for s in node.inputs if s not in own))
+
+    @property
+    def flops(self) -> Size:
+        """Floating-point operations, one for each op of a scalar expression, two for a multiply-add."""
+        total: Size = 0
+        for node in self.inside:
+            total = total + flops_of(node)
+        return total
+
+    @property
+    def label(self) -> str:
+        """What the kernel computes, for profiles: ``conv2d_direct+add+relu``."""
+        names = [node.op.name for node in self.inside if node.op.kind.value not in ("leaf", "move")]
+        return "+".join(names or [self.anchor.op.name])
+
+    def __repr__(self) -> str:
+        outs = ", ".join(f"{node.op.name}{shape_text(node.shape)}" for node in self.outputs)
+        return f"Group({self.label} -> {outs}{', view' if self.view else ''})"
+
+
+def flops_of(node: Node) -> Size:
+    """Floating-point operations of one node by its record."""
+    types = [source.type for source in node.inputs]
+    if node.op.flops is not None:
+        return node.op.flops(node.type, *types, **node.attrs)
+    kind = node.op.kind.value
+    if kind == "pointwise":
+        return node.tensor_type.count
+    if kind in ("reduce", "window"):
+        return node.inputs[0].tensor_type.count
+    return 0
+
+
+@dataclass(frozen=True, eq=False)
+class Schedule:
+    """Groups in the order in which they run, with the layout and the buffer of each value in memory."""
+
+    graph: Graph
+    groups: tuple[Group, ...]
+    layouts: Mapping[Node, Layout] = field(default_factory=dict)
+    buffers: Mapping[Node, Buffer] = field(default_factory=dict)
+    arena: int = 0

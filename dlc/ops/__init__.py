@@ -1,0 +1,54 @@
+"""Every operator, a family a file; importing this package fills the op table.
+
+One scan, one table: a record is added by writing it at module level in a family's file, it is
+refused when its name is taken, and after the scan the table is frozen.
+
+common       type rules, axes, broadcasting, scalar expressions
+leaf         inputs, parameters, constants, sizes
+elementwise  arithmetic, comparisons, elementary functions, casts
+activation   activation functions
+reduce       sums, maxima, argmax; softmax and its relatives
+move         reshape, transpose, expand, slice, pad, concat, flip
+gather       take, gather, scatter_add: positions that are values
+linalg       matrix products
+conv         convolutions and their gradients
+pool         pooling and its gradients
+adaptive     average pooling to a given size
+norm         batch and layer norm
+packed       forms of contractions that kernels compute, and the packing of weights
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.util import find_spec
+
+from dlc.ir.op import OPS, OpDef
+
+FAMILIES = (
+    "leaf",
+    "elementwise",
+    "activation",
+    "reduce",
+    "move",
+    "gather",
+    "linalg",
+    "conv",
+    "pool",
+    "adaptive",
+    "norm",
+    "packed",
+)
+
+
+def _scan() -> None:
+    for family in FAMILIES:
+        if find_spec(f"{__name__}.{family}") is None:
+            continue
+        for value in vars(import_module(f"{__name__}.{family}")).values():
+            if isinstance(value, OpDef) and not (value.name in OPS and OPS[value.name] is value):
+                OPS.add(value)
+    OPS.freeze()
+
+
+_scan()

@@ -1,0 +1,217 @@
+"""What the op families share: type rules, axes, broadcasting, scalar expressions, samples.
+
+They are small functions with one meaning each, so that a record reads as a definition.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from dlc.errors import DTypeError, ShapeError
+from dlc.ir.arithmetic import where
+from dlc.ir.node import Builder, Node
+from dlc.ir.op import Array, OpDef, Sample
+from dlc.ir.sizes import Size, equal, shape_text
+from dlc.ir.types import FLOATS, TensorType, is_float
+
+__all__ = [
+    "broadcast",
+    "broadcast_shapes",
+    "comparison",
+    "expression",
+    "filled",
+    "float_result",
+    "literal",
+    "normal_axes",
+    "normal_axis",
+    "only_floats",
+    "uniform",
+    "require_float",
+    "require_integer",
+    "specials",
+    "twin",
+    "unbroadcast",
+    "where",
+]
+
+# Type rules.
+
+
+def broadcast(*types: TensorType, **_: object) -> TensorType:
+    """The type rule of arithmetic: inputs of one element type, shapes broadcast."""
+    if len({t.dtype for t in types}) > 1:
+        names = ", ".join(t.dtype for t in types)
+        raise DTypeError(f"expects inputs of one element type, got {names}; cast with x.to(dtype)")
+    return TensorType(types[0].dtype, broadcast_shapes(*(t.shape for t in types)))
+
+
+def comparison(*types: TensorType, **_: object) -> TensorType:
+    """The type rule of comparisons: shapes broadcast, the result is bool."""
+    return broadcast(*types).with_dtype("bool")
+
+
+def float_result(*types: TensorType, **_: object) -> TensorType:
+    """The type rule of real functions: integers and bools give float32."""
+    result = broadcast(*types)
+    return result if is_float(result.dtype) else result.with_dtype("float32")
+
+
+def only_floats(*types: TensorType, **_: object) -> TensorType:
+    """The type rule of functions of floats alone."""
+    require_float(*types)
+    return broadcast(*types)
+
+
+def require_float(*types: TensorType) -> None:
+    """Refuse element types that are not floats."""
+    for t in types:
+        if t.dtype not in FLOATS:
+            raise DTypeError(f"expects a tensor of floats, got {t.dtype}; cast with x.float()")
+
+
+def require_integer(index: TensorType, what: str = "index") -> None:
+    """Refuse an index that is not int32 or int64."""
+    if index.dtype not in ("int32", "int64"):
+        raise DTypeError(f"expects {what} of int32 or int64, got {index.dtype}; cast with x.long()")
+
+
+# Shapes and axes.
+
+
+def broadcast_shapes(*shapes: Sequence[Size]) -> tuple[Size, ...]:
+    """The common shape by NumPy's rule; a symbolic size meets itself or 1, and nothing else."""
+    result: tuple[Size, ...] = ()
+    for shape in shapes:
+        result = _broadcast_pair(result, tuple(shape))
+    return result
+
+
+def _broadcast_pair(a: tuple[Size, ...], b: tuple[Size, ...]) -> tuple[Size, ...]:
+    ndim = max(len(a), len(b))
+    left = (1,) * (ndim - len(a)) + a
+    right = (1,) * (ndim - len(b)) + b
+    sizes: list[Size] = []
+    for axis, (p, q) in enumerate(zip(left, right, strict=True)):
+        if p != 1 and q != 1 and not equal(p, q):
+            raise ShapeError(
+                f"expects shapes that broadcast, got {shape_text(a)} and {shape_text(b)}: "
+                f"{p} and {q} differ on axis {axis - ndim}"
+            )
+        sizes.append(q if p == 1 else p)
+    return tuple(sizes)
+
+
+def normal_axis(axis: int, ndim: int) -> int:
+    """``axis`` counted from the front; raises `ShapeError` outside ``-ndim <= axis < ndim``."""
+    if isinstance(axis, bool) or not hasattr(axis, "__index__"):
+        raise ShapeError(f"expects an integer axis, got {axis!r}")
+    position = axis.__index__()
+    if not -ndim <= position < ndim:
+        allowed = f"an axis from {-ndim} to {ndim - 1}" if ndim else "no axis of a scalar"
+        raise ShapeError(f"expects {allowed}, got {position}")
+    return position % ndim
+
+
+def normal_axes(axes: int | Iterable[int] | None, ndim: int) -> tuple[int, ...]:
+    """Axes counted from the front, in order; None means all of them."""
+    if axes is None:
+        return tuple(range(ndim))
+    given = axes if isinstance(axes, Iterable) else (axes,)
+    found = [normal_axis(axis, ndim) for axis in given]
+    if len(set(found)) != len(found):
+        raise ShapeError(f"expects each axis once, got {tuple(given)} on {ndim} dimensions")
+    return tuple(sorted(found))
+
+
+# Pieces of gradient rules and expansions.
+
+
+def unbroadcast(g: Node, like: Node) -> Node:
+    """Sum ``g`` over the axes along which ``like`` was broadcast: the gradient of broadcasting."""
+    if g.shape == like.shape:
+        return g
+    extra = g.ndim - like.ndim
+    axes = [k for k in range(g.ndim) if k < extra or (like.shape[k - extra] == 1 != g.shape[k])]
+    return g.sum(tuple(axes), keepdim=True).reshape(like.shape)
+
+
+def filled(builder: Builder, shape: Iterable[Size], value: float, dtype: str) -> Node:
+    """A tensor of one value, as a broadcast scalar that takes no memory."""
+    scalar = builder.constant(value, dtype)
+    sizes = tuple(shape)
+    return builder.node("expand", (scalar,), {"shape": sizes}) if sizes else scalar
+
+
+# Scalar expressions.
+
+
+def expression(
+    op: OpDef, dtype: str, operands: Sequence[str], attrs: Mapping[str, Any] | None = None
+) -> str:
+    """The text of one element of a pointwise op.
+
+    Parameters
+    ----------
+    op : OpDef
+        A POINTWISE record.
+    dtype : str
+        Element type of its first input.
+    operands : sequence of str
+        A name, a literal or a parenthesised expression for each input.
+    attrs : mapping, optional
+        The node's attributes.
+
+    Returns
+    -------
+    str
+        A Python expression; its value, converted to the element type of the node, is the result.
+    """
+    attrs = attrs or {}
+    if op.scalar is None:
+        raise ShapeError(f"{op.name} is {op.kind.value}, so it has no scalar expression")
+    text = op.scalar if isinstance(op.scalar, str) else op.scalar(dtype, **attrs)
+    return text.format(*operands, **{name: literal(value) for name, value in attrs.items()})
+
+
+def literal(value: object) -> str:
+    """A number as a scalar expression writes it: ``inf`` and ``nan`` are names."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "nan" if math.isnan(value) else "inf" if value > 0 else "(-inf)"
+    return f"({value!r})" if isinstance(value, (int, float)) and value < 0 else repr(value)
+
+
+# Samples and twins.
+
+
+def uniform(
+    rng: np.random.Generator, *shapes: tuple[int, ...], low: float = -2.0, high: float = 2.0
+) -> tuple[Array, ...]:
+    """Arrays of float64 between ``low`` and ``high``."""
+    return tuple(rng.uniform(low, high, shape) for shape in shapes)
+
+
+def specials() -> Array:
+    """NaN, infinities, signed zeros, denormals and large values, for checks without gradient."""
+    inf, nan, tiny = math.inf, math.nan, 1e-40
+    return np.array([nan, inf, -inf, 0.0, -0.0, 1.0, -1.0, 0.5, -2.5, 3.5, tiny, -tiny, 80.0, -80.0])
+
+
+def plain(*arrays: Any, **attrs: Any) -> Sample:
+    """A sample that takes no part in gradient checks."""
+    return Sample(tuple(np.asarray(array) for array in arrays), attrs, differentiable=())
+
+
+def twin(name: str, **renamed: str) -> Callable[..., Any]:
+    """The PyTorch function ``torch.<name>``, with attributes renamed: ``twin("sum", axes="dim")``."""
+
+    def call(torch: Any, *tensors: Any, **attrs: Any) -> Any:
+        function = torch
+        for part in name.split("."):
+            function = getattr(function, part)
+        return function(*tensors, **{renamed.get(key, key): attrs[key] for key in attrs})
+
+    return call

@@ -1,0 +1,636 @@
+"""Elementwise arithmetic: one scalar expression an element, inputs broadcast.
+
+Operators, comparisons, rounding, elementary functions, choice and casts. A record gives the expression that
+backends compile, the NumPy reference and the gradient in three neighbouring lines, so that a reader can compare
+them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+from dlc.errors import DTypeError, ShapeError
+from dlc.ir.node import Node
+from dlc.ir.op import Array, ErrorSample, Kind, OpDef, Sample
+from dlc.ir.types import FLOATS, INTEGERS, TensorType, as_dtype, is_float
+from dlc.ops.common import (
+    broadcast,
+    comparison,
+    float_result,
+    only_floats,
+    plain,
+    specials,
+    twin,
+    unbroadcast,
+    uniform,
+    where,
+)
+
+Samples = Callable[[np.random.Generator], Iterable[Sample]]
+
+
+# How a record is made.
+
+
+def _numbers(*types: TensorType, **_: object) -> TensorType:
+    if any(t.dtype == "bool" for t in types):
+        raise DTypeError("expects tensors of numbers, got bool; cast with x.to(dtype)")
+    return broadcast(*types)
+
+
+def _floated(text: str) -> Callable[..., str]:
+    """The expression of a real function: integer operands become float32 first."""
+
+    def scalar(dtype: str, /, **_: object) -> str:
+        return text if is_float(dtype) else text.replace("{0}", "f32({0})").replace("{1}", "f32({1})")
+
+    return scalar
+
+
+def _by_kind(floats: str, integers: str, bools: str = "") -> Callable[..., str]:
+    """One expression for each kind of element type."""
+
+    def scalar(dtype: str, /, **_: object) -> str:
+        return floats if is_float(dtype) else bools if bools and dtype == "bool" else integers
+
+    return scalar
+
+
+def _in_floats(ref: Callable[..., Any]) -> Callable[..., Any]:
+    """The reference of a real function: integer arrays become float32 first."""
+
+    def call(*arrays: Array, **attrs: Any) -> Any:
+        return ref(*(a if a.dtype.name in FLOATS else a.astype(np.float32) for a in arrays), **attrs)
+
+    return call
+
+
+def unary_samples(low: float = -3.0, high: float = 3.0, integers: bool = True) -> Samples:
+    """Reals between ``low`` and ``high`` in several shapes, the special values, and integers."""
+
+    def samples(rng: np.random.Generator) -> Iterable[Sample]:
+        for shape in ((4, 3), (), (0, 3), (2, 1, 5)):
+            yield Sample(uniform(rng, shape, low=low, high=high))
+        yield plain(specials())
+        if integers:
+            yield plain(rng.integers(max(int(low), -4), int(high) + 1, (3, 2)))
+
+    return samples
+
+
+def binary_samples(low: float = -2.0, high: float = 2.0, integers: bool = True) -> Samples:
+    """Pairs of arrays that broadcast in every way, special values in all combinations, and integers."""
+
+    def samples(rng: np.random.Generator) -> Iterable[Sample]:
+        shapes = (((4, 3), (4, 3)), ((4, 1), (3,)), ((), (2, 3)), ((2, 1, 3), (5, 1)), ((0, 3), (1,)))
+        for shape, other in shapes:
+            yield Sample(uniform(rng, shape, other, low=low, high=high))
+        yield plain(specials()[:, None], specials())
+        if integers:
+            yield plain(rng.integers(-9, 10, (5, 4)), rng.integers(1, 5, 4))
+            yield plain(rng.integers(0, 9, 6).astype(np.uint8), np.array(3, np.uint8))
+
+    return samples
+
+
+NOT_BROADCAST = ErrorSample(
+    (TensorType("float32", (2, 3)), TensorType("float32", (4,))), {}, ShapeError, "broadcast"
+)
+
+
+def _errors(name_or_bool: bool, count: int) -> Callable[[], Iterable[ErrorSample]]:
+    def errors() -> Iterable[ErrorSample]:
+        if count == 2:
+            yield NOT_BROADCAST
+        if name_or_bool:
+            yield ErrorSample((TensorType("bool", (2,)),) * count, {}, DTypeError, "got bool")
+
+    return errors
+
+
+def _unary(
+    name: str,
+    doc: str,
+    scalar: str | Callable[..., str],
+    ref: Callable[..., Any],
+    grad: Callable[..., Any] | None = None,
+    *,
+    infer: Callable[..., TensorType] = _numbers,
+    **fields: Any,
+) -> OpDef:
+    fields.setdefault("torch", twin(name))
+    fields.setdefault("samples", unary_samples())
+    fields.setdefault("errors", _errors(infer in (_numbers, only_floats), 1))
+    return OpDef(name, Kind.POINTWISE, infer, ref, doc, scalar=scalar, grad=grad, **fields)
+
+
+def _real(
+    name: str,
+    doc: str,
+    scalar: str,
+    ref: Callable[..., Any],
+    grad: Callable[..., Any],
+    low: float = -3.0,
+    high: float = 3.0,
+    **fields: Any,
+) -> OpDef:
+    """A real function of one variable, of floats between ``low`` and ``high`` in its samples."""
+    return _unary(
+        name,
+        doc,
+        _floated(scalar),
+        _in_floats(ref),
+        grad,
+        infer=float_result,
+        samples=unary_samples(low, high),
+        **fields,
+    )
+
+
+def _binary(
+    name: str,
+    doc: str,
+    scalar: str | Callable[..., str],
+    ref: Callable[..., Any],
+    grad: Callable[[Node, Node, Node, Node], tuple[Node, Node]] | None = None,
+    *,
+    infer: Callable[..., TensorType] = _numbers,
+    **fields: Any,
+) -> OpDef:
+    """A function of two variables; ``grad`` may leave the broadcast axes unsummed."""
+
+    def summed(g: Node, y: Node, a: Node, b: Node) -> tuple[Node, Node]:
+        assert grad is not None
+        da, db = grad(g, y, a, b)
+        return unbroadcast(da, a), unbroadcast(db, b)
+
+    fields.setdefault("torch", twin(name))
+    fields.setdefault("samples", binary_samples())
+    fields.setdefault("errors", _errors(infer in (_numbers, only_floats), 2))
+    return OpDef(
+        name,
+        Kind.POINTWISE,
+        infer,
+        ref,
+        doc,
+        scalar=scalar,
+        grad=summed if grad else None,
+        promotes=True,
+        **fields,
+    )
+
+
+STEPS = "it is constant by pieces, so its derivative is zero"
+BOOL = "its result is bool"
+
+
+# Arithmetic.
+
+add = _binary(
+    "add",
+    "x + y; on bools, or",
+    _by_kind("{0} + {1}", "{0} + {1}", "{0} or {1}"),
+    np.add,
+    lambda g, y, a, b: (g, g),
+    infer=broadcast,
+    ulp=0.5,
+)
+
+sub = _binary("sub", "x - y", "{0} - {1}", np.subtract, lambda g, y, a, b: (g, -g), ulp=0.5)
+
+mul = _binary(
+    "mul",
+    "x * y; on bools, and",
+    _by_kind("{0} * {1}", "{0} * {1}", "{0} and {1}"),
+    np.multiply,
+    lambda g, y, a, b: (g * b, g * a),
+    infer=broadcast,
+    ulp=0.5,
+)
+
+div = _binary(
+    "div",
+    "x / y, a float for integers too",
+    _floated("{0} / {1}"),
+    _in_floats(np.divide),
+    lambda g, y, a, b: (g / b, -g * (y / b)),
+    infer=float_result,
+    samples=binary_samples(0.5, 2.0),
+    ulp=0.5,
+)
+
+
+def _divisor(dtype: str) -> str:
+    """``{1}``, or 1 where an integer division by it would trap."""
+    trap = "{1} == 0" if dtype == "uint8" else "({1} == 0 or {1} == -1)"
+    return f"(1 if {trap} else {{1}})"
+
+
+def _fmod(dtype: str) -> str:
+    """Remainder of truncating division, in float64: exact where the quotient is below 2**53."""
+    x, y = ("{0}", "{1}") if dtype == "float64" else ("f64({0})", "f64({1})")
+    return f"({x} if abs({y}) == inf and abs({x}) != inf else fma(-trunc({x} / {y}), {y}, {x}))"
+
+
+def _remainder(dtype: str, /) -> str:
+    if not is_float(dtype):
+        return f"{{0}} % {_divisor(dtype)}"
+    rest = _fmod(dtype)
+    text = f"({rest} + {{1}}) if {rest} != 0 and ({rest} < 0) != ({{1}} < 0) else {rest}"
+    return text if dtype == "float64" else f"f32({text})"
+
+
+def _floor_divide(dtype: str, /) -> str:
+    if dtype == "uint8":
+        return f"0 if {{1}} == 0 else {{0}} // {_divisor(dtype)}"
+    if not is_float(dtype):
+        return f"0 if {{1}} == 0 else (-{{0}} if {{1}} == -1 else {{0}} // {_divisor(dtype)})"
+    rest, one = _fmod(dtype), f"(1.0 if {_fmod(dtype)} != 0 and ({_fmod(dtype)} < 0) != ({{1}} < 0) else 0.0)"
+    text = f"({{0}} / {{1}}) if {{1}} == 0 else (round(({{0}} - {rest}) / {{1}}) - {one})"
+    return text if dtype == "float64" else f"f32({text})"
+
+
+remainder = _binary(
+    "remainder",
+    "x - y * floor(x / y), of the sign of y; an integer remainder by 0 is 0",
+    _remainder,
+    np.remainder,
+    lambda g, y, a, b: (g, -g * a.floor_divide(b)),
+    samples=binary_samples(0.3, 2.0),
+)
+
+floor_divide = _binary(
+    "floor_divide",
+    "floor(x / y); an integer divided by 0 is 0",
+    _floor_divide,
+    np.floor_divide,
+    no_grad=STEPS,
+    samples=binary_samples(0.3, 2.0),
+)
+
+
+def _pow_grad(g: Node, y: Node, a: Node, b: Node) -> tuple[Node, Node]:
+    # At exponent 0 the power is flat; at base 0 with an exponent >= 0 so is the exponential.
+    slope = b * a.pow(where(b == 0, 1.0, b - 1.0))
+    base = where((a == 0) & (b >= 0), 1.0, a)
+    return g * slope, g * y * base.log()
+
+
+pow_ = _binary(
+    "pow",
+    "x to the power y, of floats (`x ** n` on integers with a known n is written as products)",
+    "pow({0}, {1})",
+    np.power,
+    _pow_grad,
+    infer=only_floats,
+    samples=lambda rng: [
+        *binary_samples(0.5, 2.0, integers=False)(rng),
+        Sample((np.array([[-1.5, 2.0, 0.5]]), np.array([[2.0], [3.0], [0.0]])), differentiable=(0,)),
+        Sample((np.array([-1.5, 0.0, 0.0]), np.array([2.0, 2.0, 1.0])), differentiable=()),
+    ],
+    ulp=4.0,
+)
+
+
+def _maximum_grad(g: Node, y: Node, a: Node, b: Node) -> tuple[Node, Node]:
+    half = where(a == b, g * 0.5, g)  # equal values share the gradient, as in PyTorch
+    return where(a < b, 0.0, half), where(b < a, 0.0, half)
+
+
+maximum = _binary(
+    "maximum",
+    "the larger of x and y; NaN where either is",
+    _by_kind("fmax({0}, {1})", "{0} if {0} > {1} else {1}", "{0} or {1}"),
+    np.maximum,
+    _maximum_grad,
+    infer=broadcast,
+    ulp=0.0,
+)
+
+minimum = _binary(
+    "minimum",
+    "the smaller of x and y; NaN where either is",
+    _by_kind("fmin({0}, {1})", "{0} if {0} < {1} else {1}", "{0} and {1}"),
+    np.minimum,
+    lambda g, y, a, b: _maximum_grad(g, y, b, a)[::-1],
+    infer=broadcast,
+    ulp=0.0,
+)
+
+neg = _unary("neg", "-x", "-{0}", np.negative, lambda g, y, x: (-g,), ulp=0.0)
+
+square = _unary("square", "x * x", "{0} * {0}", np.square, lambda g, y, x: (g * x * 2.0,), ulp=0.5)
+
+abs_ = _unary("abs", "|x|", "abs({0})", np.abs, lambda g, y, x: (g * x.sign(),), ulp=0.0)
+
+sign = _unary(
+    "sign",
+    "-1, 0 or 1; 0 for NaN, as in PyTorch",
+    lambda dtype: "1 if {0} > 0 else 0" + ("" if dtype == "uint8" else " - (1 if {0} < 0 else 0)"),
+    lambda x: np.where(np.isnan(x), 0, np.sign(x)).astype(x.dtype),
+    no_grad=STEPS,
+    ulp=0.0,
+)
+
+
+# Comparisons and logic.
+
+
+def _compare(name: str, symbol: str, ref: Callable[..., Any]) -> OpDef:
+    return _binary(
+        name,
+        f"x {symbol} y",
+        f"{{0}} {symbol} {{1}}",
+        ref,
+        infer=comparison,
+        no_grad=BOOL,
+        samples=lambda rng: [
+            *binary_samples()(rng),
+            plain(np.array([True, False]), np.array([[True], [False]])),
+        ],
+        ulp=0.0,
+    )
+
+
+eq = _compare("eq", "==", np.equal)
+ne = _compare("ne", "!=", np.not_equal)
+lt = _compare("lt", "<", np.less)
+le = _compare("le", "<=", np.less_equal)
+gt = _compare("gt", ">", np.greater)
+ge = _compare("ge", ">=", np.greater_equal)
+
+
+def _logical(name: str, word: str, ref: Callable[..., Any]) -> OpDef:
+    return _binary(
+        name,
+        f"x {word} y; what is not zero is true",
+        _by_kind(*(2 * (f"({{0}} != 0) {word} ({{1}} != 0)",)), f"{{0}} {word} {{1}}"),
+        ref,
+        infer=comparison,
+        no_grad=BOOL,
+        samples=lambda rng: [
+            plain(rng.integers(0, 2, (4, 1)) > 0, rng.integers(0, 2, 3) > 0),
+            plain(rng.integers(0, 2, (4, 3)), rng.integers(0, 2, 3)),
+            plain(specials()[:, None], specials()),
+            plain(np.zeros((0, 2), bool), np.array(True)),
+        ],
+        ulp=0.0,
+    )
+
+
+logical_and = _logical("logical_and", "and", np.logical_and)
+logical_or = _logical("logical_or", "or", np.logical_or)
+
+logical_not = _unary(
+    "logical_not",
+    "not x; what is not zero is true",
+    _by_kind("{0} == 0", "{0} == 0", "not {0}"),
+    np.logical_not,
+    infer=comparison,
+    no_grad=BOOL,
+    samples=lambda rng: [plain([True, False]), plain([0, 2, 0]), plain(specials())],
+    ulp=0.0,
+)
+
+isnan = _unary(
+    "isnan",
+    "whether x is NaN",
+    _by_kind("isnan({0})", "False"),
+    np.isnan,
+    infer=comparison,
+    no_grad=BOOL,
+    ulp=0.0,
+)
+
+
+# Rounding; integers stay as they are.
+
+
+def _rounding(name: str, doc: str, ref: Callable[..., Any]) -> OpDef:
+    return _unary(
+        name,
+        doc,
+        _by_kind(f"{name}({{0}})", "{0}"),
+        lambda x: ref(x) if x.dtype.name in FLOATS else x.copy(),
+        no_grad=STEPS,
+        ulp=0.0,
+    )
+
+
+floor = _rounding("floor", "the greatest integer <= x", np.floor)
+ceil = _rounding("ceil", "the least integer >= x", np.ceil)
+trunc = _rounding("trunc", "x without its fraction", np.trunc)
+round_ = _rounding("round", "the nearest integer, halves to even", np.rint)
+
+step = _unary(
+    "step",
+    "1 where x > 0, else 0",
+    "1 if {0} > 0 else 0",
+    lambda x: (x > 0).astype(x.dtype),
+    no_grad=STEPS,
+    torch=lambda torch, x: torch.heaviside(x, torch.zeros((), dtype=x.dtype)),
+    ulp=0.0,
+)
+
+
+def _clamp_attrs(x: TensorType, low: Any = None, high: Any = None) -> dict[str, Any]:
+    if x.dtype == "bool":
+        raise DTypeError("expects a tensor of numbers, got bool")
+    number = float if is_float(x.dtype) else int
+    for bound in (low, high):
+        if bound is not None and number(bound) != bound == bound:
+            raise DTypeError(f"expects bounds of type {x.dtype}, got {bound!r}; cast with x.float()")
+    return {name: v if v is None else number(v) for name, v in (("low", low), ("high", high))}
+
+
+def _clamp(dtype: str, /, low: Any, high: Any) -> str:
+    if is_float(dtype):
+        text = "{0}" if low is None else "fmax({0}, {low})"
+        return text if high is None else f"fmin({text}, {{high}})"
+    text = "{0}" if low is None else "({0} if {0} > {low} else {low})"
+    return text if high is None else f"({text} if {text} < {{high}} else {{high}})"
+
+
+def _clamp_ref(x: Array, low: Any, high: Any) -> Array:
+    y = x if low is None else np.maximum(x, x.dtype.type(low))
+    return y if high is None else np.minimum(y, x.dtype.type(high))
+
+
+def _clamp_grad(g: Node, y: Node, x: Node, low: Any, high: Any) -> tuple[Node]:
+    inside = x == x if low is None else x >= low
+    return (where(inside if high is None else inside & (x <= high), g, 0.0),)
+
+
+clamp = _unary(
+    "clamp",
+    "x held between two bounds, either of which may be absent",
+    _clamp,
+    _clamp_ref,
+    _clamp_grad,
+    attrs=_clamp_attrs,
+    samples=lambda rng: [
+        *(Sample(s.arrays, {"low": -1.0, "high": 0.5}, s.differentiable) for s in unary_samples(integers=False)(rng)),
+        Sample(uniform(rng, (3, 4)), {"low": 0.25}),
+        Sample(uniform(rng, (3, 4)), {"high": 0.25}),
+        Sample(uniform(rng, (3,)), {"low": 1.0, "high": -1.0}, differentiable=()),
+        plain(rng.integers(-9, 9, (3, 4)), low=-2, high=3),
+    ],
+    errors=lambda: [
+        ErrorSample((TensorType("int64", (2,)),), {"low": 0.5}, DTypeError, "bounds of type int64"),
+        ErrorSample((TensorType("bool", (2,)),), {"low": 0}, DTypeError, "got bool"),
+    ],
+    torch=twin("clamp", low="min", high="max"),
+    ulp=0.0,
+)
+
+
+# Elementary functions.
+
+exp = _real("exp", "e to the power x", "exp({0})", np.exp, lambda g, y, x: (g * y,))
+expm1 = _real("expm1", "exp(x) - 1", "expm1({0})", np.expm1, lambda g, y, x: (g * (y + 1.0),))
+log = _real("log", "natural logarithm", "log({0})", np.log, lambda g, y, x: (g / x,), 0.5)
+log1p = _real("log1p", "log(1 + x)", "log1p({0})", np.log1p, lambda g, y, x: (g / (x + 1.0),), -0.5)
+sqrt = _real(
+    "sqrt", "square root", "sqrt({0})", np.sqrt, lambda g, y, x: (g * 0.5 / y,), 0.5, ulp=0.5
+)
+rsqrt = _real(
+    "rsqrt",
+    "1 / sqrt(x)",
+    "1.0 / sqrt({0})",
+    lambda x: (1 / np.sqrt(x)).astype(x.dtype),
+    lambda g, y, x: (g * -0.5 * y * y * y,),
+    0.5,
+)
+reciprocal = _real(
+    "reciprocal",
+    "1 / x",
+    "1.0 / {0}",
+    lambda x: np.divide(x.dtype.type(1), x),
+    lambda g, y, x: (-g * y * y,),
+    0.5,
+    ulp=0.5,
+)
+sin = _real("sin", "sine", "sin({0})", np.sin, lambda g, y, x: (g * x.cos(),))
+cos = _real("cos", "cosine", "cos({0})", np.cos, lambda g, y, x: (-g * x.sin(),))
+tanh = _real("tanh", "hyperbolic tangent", "tanh({0})", np.tanh, lambda g, y, x: (g * (1.0 - y * y),))
+
+
+def _sigmoid_ref(x: Array) -> Array:
+    one = x.dtype.type(1)  # exp of what is not positive: nothing overflows
+    return np.exp(np.minimum(x, 0 * one)) / (one + np.exp(-np.abs(x)))
+
+
+sigmoid = _real(
+    "sigmoid",
+    "1 / (1 + exp(-x))",
+    "sigmoid({0})",
+    _sigmoid_ref,
+    lambda g, y, x: (g * (y * (1.0 - y)),),
+    ulp=4.0,
+)
+
+
+def erf_ref(x: Array) -> Array:
+    """The error function; NumPy has none, so the C library's, by element."""
+    values = [math.erf(value) for value in x.ravel().tolist()]
+    return np.array(values, x.dtype).reshape(x.shape)
+
+
+erf = _real(
+    "erf",
+    "error function",
+    "erf({0})",
+    erf_ref,
+    lambda g, y, x: (g * (2.0 / math.sqrt(math.pi)) * (-(x * x)).exp(),),
+)
+
+
+# Choice and casts.
+
+
+def _where_type(condition: TensorType, a: TensorType, b: TensorType) -> TensorType:
+    if condition.dtype != "bool":
+        raise DTypeError(f"expects a bool condition, got {condition.dtype}; compare first, as in x != 0")
+    return broadcast(condition.with_dtype(a.dtype), a, b)
+
+
+where_ = OpDef(
+    "where",
+    Kind.POINTWISE,
+    infer=_where_type,
+    ref=np.where,
+    doc="a where the condition holds, b elsewhere",
+    scalar="{1} if {0} else {2}",
+    grad=lambda g, y, condition, a, b: (
+        None,
+        unbroadcast(where(condition, g, 0.0), a),
+        unbroadcast(where(condition, 0.0, g), b),
+    ),
+    samples=lambda rng: [
+        Sample((rng.integers(0, 2, (4, 3)) > 0, *uniform(rng, (4, 3), (4, 3)))),
+        Sample((rng.integers(0, 2, (4, 1)) > 0, *uniform(rng, (3,), ()))),
+        Sample((np.array(True), *uniform(rng, (2, 3), (2, 1)))),
+        plain(np.zeros((0, 2), bool), np.zeros(2), np.ones(())),
+        plain([[True], [False]], specials(), -specials()),
+        plain([True, False], [1, 2], [[3], [4]]),
+        plain([True, False], [True, True], [False, False]),
+    ],
+    errors=lambda: [
+        ErrorSample((TensorType("float32"),) * 3, {}, DTypeError, "bool condition"),
+        ErrorSample(
+            (TensorType("bool"), TensorType("float32"), TensorType("int64")),
+            {},
+            DTypeError,
+            "one element type",
+        ),
+        ErrorSample(
+            (TensorType("bool", (2,)), TensorType("bool", (3,)), TensorType("bool")),
+            {},
+            ShapeError,
+            "broadcast",
+        ),
+    ],
+    torch=twin("where"),
+    ulp=0.0,
+)
+
+
+def _cast(source: str, /, dtype: str) -> str:
+    if dtype == source:
+        return "{0}"
+    if dtype == "bool":
+        return "{0} != 0"
+    return {"uint8": "u8", "int32": "i32", "int64": "i64", "float32": "f32", "float64": "f64"}[dtype] + "({0})"
+
+
+def _cast_grad(g: Node, y: Node, x: Node, dtype: str) -> tuple[Node | None]:
+    return (g.to(x.dtype) if is_float(x.dtype) and is_float(dtype) else None,)
+
+
+cast = OpDef(
+    "cast",
+    Kind.POINTWISE,
+    infer=lambda x, dtype: x.with_dtype(dtype),
+    ref=lambda x, dtype: x.astype(dtype),
+    doc="x in another element type; floats lose their fraction on the way to integers",
+    attrs=lambda x, dtype: {"dtype": as_dtype(dtype)},
+    scalar=_cast,
+    grad=_cast_grad,
+    samples=lambda rng: [
+        *(Sample(uniform(rng, (4, 3)), {"dtype": dtype}) for dtype in FLOATS),
+        *(plain(rng.uniform(0, 9, (2, 3)), dtype=dtype) for dtype in INTEGERS),
+        *(plain(specials(), dtype=dtype) for dtype in ("bool", *FLOATS)),
+        *(plain(rng.integers(-9, 9, 5), dtype=d) for d in ("bool", "int32", *FLOATS)),
+        *(plain([True, False], dtype=d) for d in (*INTEGERS, *FLOATS)),
+        plain(np.zeros((0, 2)), dtype="int64"),
+    ],
+    errors=lambda: [
+        ErrorSample((TensorType("float32"),), {"dtype": "float16"}, DTypeError, "element types are")
+    ],
+    torch=lambda torch, x, dtype: x.to(getattr(torch, dtype)),
+    ulp=0.5,
+)

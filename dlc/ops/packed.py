@@ -1,0 +1,249 @@
+"""Operators of chosen algorithms: contractions that read packed weights, and the packing itself.
+
+The `select` pass rewrites `conv2d` and `matmul` into these, so that the choice of an algorithm is visible in the graph, is
+checked by value like any rewrite, and packing is an ordinary movement op that moves to `prepare` with other work on
+parameters. Panels are 32 output channels wide on every ISA; narrower vectors read a part of one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from dlc.errors import ShapeError
+from dlc.ir.op import OPS, Access, Array, Kind, Move, OpDef, Sample
+from dlc.ir.sizes import Size, as_size, product
+from dlc.ir.types import TensorType, tensor
+
+#: Output channels of a panel.
+PANEL = 32
+NO_GRADIENT = "gradients are taken before algorithms are chosen"
+
+Pairs = tuple[tuple[int, int], tuple[int, int]]
+
+
+def _panels(channels: int) -> int:
+    return -(-channels // PANEL)
+
+
+def _pad_channels(w: Array, axis: int) -> Array:
+    extra = -w.shape[axis] % PANEL
+    return np.pad(w, [(0, extra if a == axis else 0) for a in range(w.ndim)])
+
+
+# Convolution weights: OIHW -> [group][panel][tap...][32]
+def _pack_conv_type(w: TensorType, *, groups: int, planes: bool) -> TensorType:
+    o, i, kh, kw = w.shape
+    taps = (i, kh, kw) if planes else (kh, kw, i)
+    return w.with_shape((groups, _panels(_static(o) // groups), *taps, PANEL))
+
+
+def _static(size: Size) -> int:
+    if isinstance(size, int):
+        return size
+    raise ShapeError(f"expects weights of fixed size, got {size}")
+
+
+def _pack_conv_index(i: Sequence[Size], types: Sequence[TensorType], *, groups: int, planes: bool) -> list[Access]:
+    group, panel, a, b, c, lane = i
+    channel, row, column = (a, b, c) if planes else (c, a, b)
+    per_group = _static(types[0].shape[0]) // groups
+    within = panel * PANEL + lane
+    return [Access(0, (group * per_group + within, channel, row, column), ((0, within, per_group),))]
+
+
+def _pack_conv_ref(w: Array, *, groups: int, planes: bool) -> Array:
+    o, i, kh, kw = w.shape
+    padded = _pad_channels(w.reshape(groups, o // groups, i, kh, kw), 1)
+    panels = padded.reshape(groups, -1, PANEL, i, kh, kw)
+    return np.ascontiguousarray(panels.transpose((0, 1, 3, 4, 5, 2) if planes else (0, 1, 4, 5, 3, 2)))
+
+
+def _pack_conv_samples(rng: np.random.Generator) -> Iterator[Sample]:
+    for planes in (False, True):
+        yield Sample((rng.normal(size=(40, 3, 2, 3)),), {"groups": 1, "planes": planes})
+        yield Sample((rng.normal(size=(6, 2, 3, 3)),), {"groups": 2, "planes": planes})
+
+
+pack_conv = OpDef(
+    "pack_conv",
+    Kind.MOVE,
+    infer=_pack_conv_type,
+    ref=_pack_conv_ref,
+    doc="Convolution weights OIHW in panels of 32 output channels; `planes` orders taps (I, KH, KW), else (KH, KW, I).",
+    move=Move(_pack_conv_index),
+    no_grad=NO_GRADIENT,
+    samples=_pack_conv_samples,
+)
+
+
+# Matrix: [..., K, N] -> [...][panel][K][32]
+def _pack_matrix_type(b: TensorType) -> TensorType:
+    *batch, k, n = b.shape
+    return b.with_shape((*batch, (n + (PANEL - 1)) // PANEL, k, PANEL))
+
+
+def _pack_matrix_index(i: Sequence[Size], types: Sequence[TensorType]) -> list[Access]:
+    *batch, panel, k, lane = i
+    column = panel * PANEL + lane
+    return [Access(0, (*batch, k, column), ((0, column, types[0].shape[-1]),))]
+
+
+def _pack_matrix_ref(b: Array) -> Array:
+    *batch, k, n = b.shape
+    padded = _pad_channels(b, b.ndim - 1)
+    panels = padded.reshape(*batch, k, -1, PANEL)
+    return np.ascontiguousarray(np.moveaxis(panels, -2, -3))
+
+
+pack_matrix = OpDef(
+    "pack_matrix",
+    Kind.MOVE,
+    infer=_pack_matrix_type,
+    ref=_pack_matrix_ref,
+    doc="A matrix [..., K, N] in panels of 32 columns: [..., ceil(N / 32), K, 32].",
+    move=Move(_pack_matrix_index),
+    no_grad=NO_GRADIENT,
+    samples=lambda rng: [Sample((rng.normal(size=s),)) for s in ((5, 40), (3, 32), (2, 4, 7))],
+)
+
+
+# Layout
+def _relayout_type(x: TensorType, *, order: tuple[int, ...], halo: Any) -> TensorType:
+    return x
+
+
+relayout = OpDef(
+    "relayout",
+    Kind.MOVE,
+    infer=_relayout_type,
+    ref=lambda x, *, order, halo: x.copy(),
+    doc="The same values in another physical layout: an order of the dimensions and a halo of zeros.",
+    move=Move(lambda i, types, **attrs: [Access(0, tuple(i))]),
+    no_grad=NO_GRADIENT,
+    samples=lambda rng: [
+        Sample((rng.normal(size=(2, 3, 4, 5)),), {"order": (0, 2, 3, 1), "halo": ((0, 0), (0, 0), (1, 1), (2, 0))})
+    ],
+)
+
+
+# Convolution with packed weights
+def conv_output(
+    size: Size, kernel: int, stride: int, padding: tuple[int, int], dilation: int
+) -> Size:
+    """Output size floor((n + p0 + p1 - d (k - 1) - 1) / s) + 1."""
+    return (as_size(size) + (padding[0] + padding[1] - dilation * (kernel - 1) - 1)) // stride + 1
+
+
+def _conv_direct_type(
+    x: TensorType,
+    w: TensorType,
+    *,
+    channels: int,
+    stride: tuple[int, int],
+    padding: Pairs,
+    dilation: tuple[int, int],
+    groups: int,
+    planes: bool,
+) -> TensorType:
+    kernel = w.shape[3:5] if planes else w.shape[2:4]
+    spatial = [
+        conv_output(x.shape[2 + d], _static(kernel[d]), stride[d], padding[d], dilation[d]) for d in range(2)
+    ]
+    return tensor(x.dtype, (x.shape[0], channels, *spatial))
+
+
+def _unpack_conv(w: Array, channels: int, groups: int, planes: bool) -> Array:
+    w = w.transpose((0, 1, 5, 2, 3, 4) if planes else (0, 1, 5, 4, 2, 3))
+    g, p, lane, i, kh, kw = w.shape
+    return np.ascontiguousarray(w.reshape(g, p * lane, i, kh, kw)[:, : channels // groups]).reshape(channels, i, kh, kw)
+
+
+def _conv_direct_ref(x: Array, w: Array, *, channels: int, groups: int, planes: bool, **attrs: Any) -> Array:
+    result: Array = OPS["conv2d"].ref(x, _unpack_conv(w, channels, groups, planes), groups=groups, **attrs)
+    return result
+
+
+def _conv_direct_flops(y: TensorType, x: TensorType, w: TensorType, **attrs: Any) -> Size:
+    return 2 * y.count * product(w.shape[2:5])
+
+
+def _conv_direct_samples(rng: np.random.Generator) -> Iterator[Sample]:
+    for groups, planes in ((1, False), (2, False), (1, True)):
+        weights = _pack_conv_ref(rng.normal(size=(34, 4 // groups, 3, 3)), groups=groups, planes=planes)
+        attrs = {"channels": 34, "stride": (2, 1), "padding": ((1, 1), (0, 1)), "dilation": (1, 1)}
+        yield Sample((rng.normal(size=(2, 4, 6, 7)), weights), {**attrs, "groups": groups, "planes": planes})
+
+
+conv2d_direct = OpDef(
+    "conv2d_direct",
+    Kind.CONTRACT,
+    infer=_conv_direct_type,
+    ref=_conv_direct_ref,
+    doc="Convolution with packed weights by register tiles over pixels and panels of output channels.",
+    no_grad=NO_GRADIENT,
+    flops=_conv_direct_flops,
+    samples=_conv_direct_samples,
+)
+
+
+# Depthwise convolution: weights (C, 1, KH, KW) read as they are, transposed to (KH, KW, C)
+def _depthwise_type(
+    x: TensorType, w: TensorType, *, stride: tuple[int, int], padding: Pairs, dilation: tuple[int, int]
+) -> TensorType:
+    kh, kw, _ = w.shape
+    spatial = [
+        conv_output(x.shape[2 + d], _static((kh, kw)[d]), stride[d], padding[d], dilation[d]) for d in range(2)
+    ]
+    return tensor(x.dtype, (*x.shape[:2], *spatial))
+
+
+def _depthwise_ref(x: Array, w: Array, **attrs: Any) -> Array:
+    weights = np.ascontiguousarray(w.transpose(2, 0, 1))[:, None]
+    result: Array = OPS["conv2d"].ref(x, weights, groups=w.shape[2], **attrs)
+    return result
+
+
+conv2d_depthwise = OpDef(
+    "conv2d_depthwise",
+    Kind.CONTRACT,
+    infer=_depthwise_type,
+    ref=_depthwise_ref,
+    doc="Depthwise convolution (one filter a channel) with weights (KH, KW, C), channels in the vector lanes.",
+    no_grad=NO_GRADIENT,
+    flops=lambda y, x, w, **attrs: 2 * y.count * product(w.shape[:2]),
+    samples=lambda rng: [
+        Sample(
+            (rng.normal(size=(2, 5, 6, 7)), rng.normal(size=(3, 3, 5))),
+            {"stride": (1, 2), "padding": ((1, 1), (1, 1)), "dilation": (1, 1)},
+        )
+    ],
+)
+
+
+# Matrix product with a packed right side
+def _matmul_packed_type(a: TensorType, b: TensorType, *, columns: Size) -> TensorType:
+    return tensor(a.dtype, (*a.shape[:-1], columns))
+
+
+def _matmul_packed_ref(a: Array, b: Array, *, columns: int) -> Array:
+    *batch, panels, k, lane = b.shape
+    matrix = np.moveaxis(b, -3, -2).reshape(*batch, k, panels * lane)[..., :columns]
+    return np.matmul(a, np.ascontiguousarray(matrix))
+
+
+matmul_packed = OpDef(
+    "matmul_packed",
+    Kind.CONTRACT,
+    infer=_matmul_packed_type,
+    ref=_matmul_packed_ref,
+    doc="Matrix product [..., M, K] by a packed [..., K, N]; without batches on the right, all rows are one matrix.",
+    no_grad=NO_GRADIENT,
+    flops=lambda y, a, b, **attrs: 2 * y.count * a.shape[-1],
+    samples=lambda rng: [
+        Sample((rng.normal(size=(6, 5)), _pack_matrix_ref(rng.normal(size=(5, 40)))), {"columns": 40}),
+        Sample((rng.normal(size=(2, 6, 5)), _pack_matrix_ref(rng.normal(size=(2, 5, 7)))), {"columns": 7}),
+    ],
+)

@@ -1,0 +1,225 @@
+"""Fuse: decide which nodes one kernel computes and which values are written to memory.
+
+A contraction or window takes the pointwise work behind it into its store. A reduction takes its pointwise neighbours, so that
+softmax and layer norm are one kernel. Everything else is computed where it is read, unless two kernels would repeat it.
+Each group is convex: no value leaves it and comes back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from graphlib import TopologicalSorter
+
+from dlc.ir.graph import Graph
+from dlc.ir.node import Node
+from dlc.ir.op import Kind
+from dlc.ir.plan import Layout
+from dlc.ir.schedule import Group
+from dlc.ir.sizes import Size
+
+#: Kinds whose kernels read their tensor operands from memory.
+_READS_MEMORY = (Kind.CONTRACT, Kind.WINDOW, Kind.OPAQUE, Kind.SCAN)
+
+
+def fuse(graph: Graph, layouts: Mapping[Node, Layout]) -> tuple[Group, ...]:
+    """The groups of a graph, each after those that it reads."""
+    return _with_views(_Fusion(graph).groups(), graph, layouts)
+
+
+def _with_views(groups: Sequence[Group], graph: Graph, layouts: Mapping[Node, Layout]) -> tuple[Group, ...]:
+    """The groups, with each reshape that moves nothing marked as a view of its input.
+
+    A user's result is fresh memory: it shows no argument, and no memory of another result.
+    """
+    ends, owner, given = set(graph.outputs), {}, set()
+    marked = []
+    for group in groups:
+        root = group.outputs[0]
+        view = root.op.name == "reshape" and len(group.inside) == 1
+        if view:
+            source = root.inputs[0]
+            base = owner.get(source, source)
+            free = base.op.kind is not Kind.LEAF and base not in given
+            view = layouts[source].plain and layouts[root].plain and (root not in ends or free)
+            owner[root] = base if view else root
+        if root in ends:
+            given.add(owner.get(root, root))
+        marked.append(replace(group, view=view))
+    return tuple(marked)
+
+
+class _Fusion:
+    """The state of one fusion: ``home[node]`` is the set of group roots in whose kernels a node is computed."""
+
+    def __init__(self, graph: Graph):
+        self.graph = graph
+        self.nodes = graph.nodes
+        self.place = {node: i for i, node in enumerate(self.nodes)}
+        self.users = graph.users()
+        self.ends = set(graph.outputs)
+        self.home: dict[Node, set[Node]] = {}
+        self.anchors: dict[Node, Node] = {}  # root -> anchor
+        self.written: dict[Node, list[Node]] = {}  # root -> outputs
+
+    def groups(self) -> tuple[Group, ...]:
+        backward = list(reversed(self.nodes))
+        for node in backward:
+            if node.op.kind in _READS_MEMORY and node not in self.home:
+                self._open(node, self._store_chain(node))
+        for node in backward:
+            if node.op.kind is Kind.POINTWISE and node not in self.home:
+                self._row_cluster(node)
+        for node in backward:
+            if node.op.kind is Kind.REDUCE and node not in self.home:
+                self._open(node, self._store_chain(node))
+        for node in backward:
+            if node not in self.home and node.op.kind is not Kind.LEAF:
+                self._inline_or_open(node)
+        return self._ordered()
+
+    # A kernel is known by its root, the last node that it computes.
+    def _open(self, anchor: Node, chain: Sequence[Node]) -> None:
+        root = chain[-1]
+        self.anchors[root] = anchor
+        self.written[root] = [root]
+        for node in chain:
+            self.home[node] = {root}
+
+    def _store_chain(self, anchor: Node) -> list[Node]:
+        """``anchor`` and the pointwise nodes behind it that can be computed as its result is stored.
+
+        Later anchors choose first: of two convolutions that meet in an addition, the later one adds.
+        """
+        chain = [anchor]
+        while (value := chain[-1]) not in self.ends and len(self.users[value]) == 1:
+            user = self.users[value][0]
+            free = user.op.kind is Kind.POINTWISE and user not in self.home and user.shape == value.shape
+            if not free or not self._store_operands(anchor, user, value):
+                break
+            chain.append(user)
+        return chain
+
+    def _store_operands(self, anchor: Node, user: Node, value: Node) -> bool:
+        """Whether the other operands of ``user`` can be read where ``anchor`` stores an element."""
+        if anchor.op.kind is not Kind.CONTRACT:
+            return True
+        others = [source for source in user.inputs if source is not value]
+        return all(n.dtype == anchor.dtype for n in (*others, user)) and all(storable(n, value) for n in others)
+
+    def _row_cluster(self, root: Node) -> None:
+        """Open a kernel of several reductions over the same axes with the pointwise work between, if ``root`` ends one."""
+        cluster, axes = {root}, None
+        for node in reversed(self.nodes[: self.place[root]]):
+            users = self.users[node]
+            taken = node.op.kind is Kind.LEAF or node in self.ends or node in self.home
+            if taken or not users or not cluster.issuperset(users):
+                continue
+            if node.op.kind is Kind.REDUCE:
+                fits = node.attrs.get("keepdims") and node.inputs[0].shape == root.shape
+                if fits and axes in (None, node.attrs["axes"]) and not _position(node):
+                    axes = node.attrs["axes"]
+                    cluster.add(node)
+            elif node.op.kind is Kind.POINTWISE and _row_shape(node.shape, root.shape, axes):
+                cluster.add(node)
+        if axes is not None:
+            anchor = next(n for n in self.nodes if n in cluster and n.op.kind is Kind.REDUCE)
+            self._open(anchor, sorted(cluster, key=self.place.__getitem__))
+
+    def _inline_or_open(self, node: Node) -> None:
+        roots = {root for user in self.users[node] for root in self.home[user]}
+        if node in self.ends or self._needs_memory(node):
+            self._open(node, [node])
+        elif len(roots) == 1 or (node.op.kind is Kind.MOVE and _free(node)):
+            self.home[node] = roots
+        else:
+            self._open(node, [node])
+
+    def _needs_memory(self, node: Node) -> bool:
+        """Whether some reader takes the value from memory, or it is a change of shape that costs nothing as a view."""
+        if (node.op.name == "reshape" and not is_squeeze(node)) or node.op.name == "relayout":
+            return True
+        return any(self._reads_from_memory(user, node) for user in self.users[node])
+
+    def _reads_from_memory(self, user: Node, node: Node) -> bool:
+        if user.op.kind in _READS_MEMORY:
+            return True
+        if user.op.name == "reshape" and not is_squeeze(user):
+            return True
+        if user.op.name in ("take", "gather") and user.inputs[0] is node:
+            return True
+        return any(self.anchors[root].op.kind is Kind.CONTRACT for root in self.home[user])
+
+    def _ordered(self) -> tuple[Group, ...]:
+        inside: dict[Node, list[Node]] = {root: [] for root in self.anchors}
+        for node in self.nodes:
+            for root in self.home.get(node, ()):
+                inside[root].append(node)
+        maker = {node: root for root, outputs in self.written.items() for node in outputs}
+        waits = TopologicalSorter({
+            root: dict.fromkeys(maker[s] for n in nodes for s in n.inputs if s in maker and maker[s] is not root)
+            for root, nodes in inside.items()
+        })
+        waits.prepare()
+        order: list[Node] = []
+        while waits.is_active():
+            ready = sorted(waits.get_ready(), key=self.place.__getitem__)
+            order += ready
+            waits.done(*ready)
+        order.sort(key=self._rank(order, maker, inside))
+        return tuple(self._group(root, inside[root]) for root in order)
+
+    def _rank(
+        self, order: Iterable[Node], maker: Mapping[Node, Node], inside: Mapping[Node, Sequence[Node]]
+    ):  # type: ignore[no-untyped-def]
+        """Sort key that keeps dependencies and otherwise follows the graph, so that values die early."""
+        rank: dict[Node, int] = {}
+        for root in order:
+            before = (rank[maker[s]] for n in inside[root] for s in n.inputs if s in maker and maker[s] is not root)
+            rank[root] = max([self.place[root], *(r + 1 for r in before)])
+        return lambda root: (rank[root], self.place[root])
+
+    def _group(self, root: Node, inside: Sequence[Node]) -> Group:
+        return Group(self.anchors[root], tuple(inside), tuple(self.written[root]))
+
+
+def storable(operand: Node, value: Node) -> bool:
+    """Whether a contraction that stores ``value`` can read ``operand`` as it does: a scalar, a value a channel, or all."""
+    if operand.op.name == "constant" and operand.tensor_type.count == 1:
+        return True
+    return operand.shape == value.shape or is_column(operand, value)
+
+
+def is_column(operand: Node, value: Node) -> bool:
+    """Whether ``operand`` holds one value for each output channel (axis 1 of images, the last of matrices)."""
+    axis = value.ndim - 3 if value.ndim == 4 else value.ndim - 1
+    own = operand.ndim - (value.ndim - axis)
+    return (
+        own >= 0
+        and operand.shape[own] == value.shape[axis]
+        and all(size == 1 for i, size in enumerate(operand.shape) if i != own)
+    )
+
+
+def is_squeeze(node: Node) -> bool:
+    """Whether a reshape only adds or drops dimensions of size 1, so that indices map without division."""
+    real = [tuple(size for size in n.shape if size != 1) for n in (node, node.inputs[0])]
+    return real[0] == real[1]
+
+
+def _position(node: Node) -> bool:
+    return node.op.reduction is not None and node.op.reduction.position
+
+
+def _free(node: Node) -> bool:
+    """Whether reading through a movement costs no more than reading its result."""
+    return node.op.name in ("expand", "transpose", "reshape", "slice")
+
+
+def _row_shape(shape: Sequence[Size], full: Sequence[Size], axes: Sequence[int] | None) -> bool:
+    """Whether a value varies like the rows of a cluster: the full shape, or the full shape with the axes reduced to 1."""
+    if tuple(shape) == tuple(full):
+        return True
+    if axes is None or len(shape) != len(full):
+        return False
+    return all(a == (1 if i in axes else b) for i, (a, b) in enumerate(zip(shape, full, strict=True)))

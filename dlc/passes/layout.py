@@ -1,0 +1,138 @@
+"""Choose the physical layout of every value: channels last around convolutions, with the halo that its readers need.
+
+Logical shapes never change. Where a value cannot be produced in the layout that a reader needs (a user's array, or two
+readers that differ), a `relayout` node copies it, and fusion may compute other things in that copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from dlc.ir.graph import Graph
+from dlc.ir.node import Node, apply
+from dlc.ir.op import Kind
+from dlc.ir.plan import Layout
+
+CHANNELS_LAST = (0, 2, 3, 1)
+PLANES = (0, 1, 2, 3)
+NO_HALO = ((0, 0),) * 4
+
+Halo = tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class AssignLayouts:
+    """Insert the `relayout` nodes that the choice of layouts calls for."""
+
+    name: str = "assign-layouts"
+
+    def run(self, graph: Graph) -> Graph:
+        """The graph in which every value can be written in the layout that its readers need."""
+        orders = _orders(graph)
+        halos = _halos(graph, orders)
+        ends = set(graph.outputs)
+        new: dict[Node, Node] = {}
+        for node in graph.nodes:
+            inputs = tuple(
+                _as_needed(new[source], source, _need(node, i), orders, halos, ends)
+                for i, source in enumerate(node.inputs)
+            )
+            same = all(a is b for a, b in zip(inputs, node.inputs, strict=True))
+            new[node] = node if same else node.builder.node(node.op, inputs, node.attrs, node.origins)
+        outputs = tuple(_as_rows(new[node], node, orders, halos) for node in graph.outputs)
+        return replace(graph, outputs=outputs, inputs=tuple(new[node] for node in graph.inputs))
+
+
+def layouts(graph: Graph) -> dict[Node, Layout]:
+    """The layout of each node of a graph that `AssignLayouts` has made, if it is written to memory."""
+    orders = _orders(graph)
+    halos = _halos(graph, orders)
+    return {
+        node: Layout(order, halos.get(node, ((0, 0),) * len(order))) for node, order in orders.items()
+    }
+
+
+def _orders(graph: Graph) -> dict[Node, tuple[int, ...]]:
+    """The physical order of each single-output node."""
+    orders: dict[Node, tuple[int, ...]] = {}
+    for node in graph.nodes:
+        if hasattr(node.type, "shape"):
+            orders[node] = _order(node, orders)
+    return orders
+
+
+def _order(node: Node, orders: Mapping[Node, tuple[int, ...]]) -> tuple[int, ...]:
+    rows = tuple(range(node.ndim))
+    if node.op.name == "relayout":
+        return tuple(node.attrs["order"])
+    if node.op.name in ("conv2d_direct", "conv2d_depthwise"):
+        return CHANNELS_LAST
+    follows = node.op.kind in (Kind.POINTWISE, Kind.WINDOW) or node.op.name in ("pad", "slice", "concat", "flip")
+    if node.ndim == 4 and follows:
+        for source in node.inputs:
+            if source.ndim == 4 and orders[source] != rows:
+                return orders[source]
+    return rows
+
+
+def _need(node: Node, operand: int) -> tuple[tuple[int, ...], Halo] | None:
+    """The order and halo in which a node reads an operand, None where any will do."""
+    if operand == 0 and node.op.name in ("conv2d_direct", "conv2d_depthwise"):
+        order = PLANES if node.attrs.get("planes") else CHANNELS_LAST
+        return order, ((0, 0), (0, 0), *node.attrs["padding"])
+    return None
+
+
+def _halos(graph: Graph, orders: Mapping[Node, tuple[int, ...]]) -> dict[Node, Halo]:
+    """The halo of each value: as wide as its widest reader in the same order needs."""
+    halos: dict[Node, Halo] = {}
+    for node in graph.nodes:
+        if node.op.name == "relayout":
+            halos[node] = node.attrs["halo"]
+        for i, source in enumerate(node.inputs):
+            need = _need(node, i)
+            if need and need[0] == orders[source] and source.op.name != "relayout" and _own(source):
+                halos[source] = _wider(halos.get(source, NO_HALO), need[1])
+    return halos
+
+
+def _own(node: Node) -> bool:
+    """Whether dlc itself writes the value, so that it may lie in any layout."""
+    return node.op.kind is not Kind.LEAF and node.op.name != "reshape"
+
+
+def _wider(a: Halo, b: Halo) -> Halo:
+    return tuple((max(x[0], y[0]), max(x[1], y[1])) for x, y in zip(a, b, strict=True))
+
+
+def _covers(a: Halo, b: Halo) -> bool:
+    return all(x[0] >= y[0] and x[1] >= y[1] for x, y in zip(a, b, strict=True))
+
+
+def _as_needed(
+    new: Node,
+    source: Node,
+    need: tuple[tuple[int, ...], Halo] | None,
+    orders: Mapping[Node, tuple[int, ...]],
+    halos: Mapping[Node, Halo],
+    ends: set[Node],
+) -> Node:
+    if need is None:
+        return new
+    order, halo = need
+    fits = orders[source] == order and _covers(halos.get(source, NO_HALO), halo)
+    if fits and _own(source) and not (source in ends and orders[source] == tuple(range(4))):
+        return new
+    return apply("relayout", new, order=order, halo=halo)
+
+
+def _as_rows(
+    new: Node, node: Node, orders: Mapping[Node, tuple[int, ...]], halos: Mapping[Node, Halo]
+) -> Node:
+    if not hasattr(node.type, "shape") or node.op.kind is Kind.LEAF:
+        return new
+    rows = Layout.rows(node.ndim)
+    if Layout(orders[node], halos.get(node, rows.halo)) == rows:
+        return new
+    return apply("relayout", new, order=rows.order, halo=rows.halo)

@@ -1,0 +1,42 @@
+"""From an optimised graph to schedules of kernels over buffers: the last passes, in their order."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from dlc.ir.graph import Graph
+from dlc.ir.plan import SLACK, align
+from dlc.ir.schedule import Schedule
+from dlc.ir.sizes import bounds
+from dlc.passes.fuse import fuse
+from dlc.passes.layout import AssignLayouts, layouts
+from dlc.passes.memory import assign_memory
+from dlc.passes.prepare import PREPARED, split
+from dlc.passes.select import SelectAlgorithms
+
+
+def schedule(graph: Graph) -> tuple[Schedule, Schedule, int]:
+    """Schedules of `prepare` and `main`, and the bytes of prepared memory."""
+    parts = split(AssignLayouts().run(SelectAlgorithms().run(graph)))
+    prepare = _scheduled(parts.prepare, "prepared")
+    offsets, total = {}, 0
+    for node, name in zip(parts.prepare.outputs, parts.names, strict=True):
+        offsets[name] = total
+        total += align(bounds(prepare.buffers[node].nbytes)[1] + SLACK)
+    prepare = _placed(prepare, offsets)
+    main = _placed(_scheduled(parts.main, "arena"), offsets)
+    return prepare, main, total
+
+
+def _scheduled(graph: Graph, role: str) -> Schedule:
+    places = layouts(graph)
+    return assign_memory(graph, fuse(graph, places), places, role)
+
+
+def _placed(schedule: Schedule, offsets: dict[str, int]) -> Schedule:
+    """The schedule with its prepared buffers at their offsets."""
+    buffers = {
+        node: replace(b, role=PREPARED, offset=offsets[b.name]) if b.name in offsets else b
+        for node, b in schedule.buffers.items()
+    }
+    return replace(schedule, buffers=buffers)

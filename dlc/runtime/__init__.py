@@ -1,0 +1,1 @@
+"""Runtime: what runs a compiled plan."""

@@ -1,0 +1,112 @@
+"""What `dlc.compile` gives: a compiled function that follows the parameters of its model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+
+Array: TypeAlias = "np.ndarray[Any, Any]"
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One kernel call of an executable.
+
+    Attributes
+    ----------
+    name : str
+        The native symbol.
+    label : str
+        What it computes, and for which modules.
+    source : str
+        The Python source that was compiled.
+    flops, bytes : int
+        Floating-point operations, and bytes read and written at least, at the largest sizes.
+    """
+
+    name: str
+    label: str
+    source: str
+    flops: int
+    bytes: int
+
+
+class Runs(Protocol):
+    """What an executable needs of a backend's runner."""
+
+    def refresh(self, parameters: Mapping[str, Array]) -> None:
+        """Take new values of all parameters."""
+
+    def __call__(self, *arrays: Array) -> list[Array]:
+        """Outputs of one call."""
+
+
+class Source(Protocol):
+    """Where a parameter's value comes from."""
+
+    @property
+    def version(self) -> int:
+        """Grows with every new value."""
+
+    def numpy(self) -> Array:
+        """The value."""
+
+
+class Executable:
+    """A compiled function: call it with arrays.
+
+    Attributes
+    ----------
+    graph : Graph
+        What it computes, after the passes.
+    kernels : tuple of Kernel
+        In the order in which they run.
+    """
+
+    def __init__(
+        self,
+        graph: Any,
+        runner: Runs,
+        kernels: Sequence[Kernel],
+        sources: Mapping[str, Source],
+        flatten: Callable[..., Sequence[Array]],
+        finish: Callable[[Sequence[Array]], Any],
+        newest: Callable[[], int],
+    ):
+        self.graph = graph
+        self.kernels = tuple(kernels)
+        self._runner, self._sources = runner, sources
+        self._flatten, self._finish, self._newest = flatten, finish, newest
+        self._seen = -1
+        self._versions: tuple[int, ...] | None = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run on arrays of the declared shapes and element types.
+
+        Returns
+        -------
+        The traced function's result with fresh NumPy arrays in place of tensors.
+
+        Raises
+        ------
+        ShapeError, DTypeError
+            An argument does not fit; raised before anything runs.
+        IndexError
+            A kernel met an index or a label out of range.
+        """
+        arrays = self._flatten(args, kwargs)
+        newest = self._newest()
+        if newest != self._seen:
+            self._follow()
+            self._seen = newest
+        return self._finish(self._runner(*arrays))
+
+    def _follow(self) -> None:
+        """Hand new parameter values to the runner, if any has changed."""
+        versions = tuple(source.version for source in self._sources.values())
+        if versions != self._versions:
+            self._runner.refresh({name: source.numpy() for name, source in self._sources.items()})
+            self._versions = versions
