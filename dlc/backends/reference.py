@@ -94,7 +94,11 @@ def _named(graph: Graph) -> list[Node]:
 
 
 def _value(
-    node: Node, values: Mapping[Node, Any], given: Mapping[str, Array], sizes: Mapping[str, int], wide: bool
+    node: Node,
+    values: Mapping[Node, Any],
+    given: Mapping[str, Array],
+    sizes: Mapping[str, int],
+    wide: bool,
 ) -> Any:
     if node.name is not None:
         return given[node.name]
@@ -109,7 +113,9 @@ def _value(
     return _checked(node, np.asarray(result), node.type, sizes, wide)
 
 
-def _checked(node: Node, array: Array, type: TensorType, sizes: Mapping[str, int], wide: bool) -> Array:
+def _checked(
+    node: Node, array: Array, type: TensorType, sizes: Mapping[str, int], wide: bool
+) -> Array:
     """``array``, which must be what the type rule has said."""
     shape = tuple(evaluate(size, sizes) for size in type.shape)
     dtype = _widened(type.dtype, wide)
@@ -178,7 +184,9 @@ def bind(graph: Graph, arrays: Mapping[str, Any]) -> dict[str, int]:
     while pending:
         left = [equation for equation in pending if not _solved(equation, found)]
         if len(left) == len(pending):
-            raise ShapeError(f"{left[0].text()}, which no shape decides; pass `dims` with its sizes")
+            raise ShapeError(
+                f"{left[0].text()}, which no shape decides; pass `dims` with its sizes"
+            )
         pending = left
     return {dim.name: value for dim, value in found.items()}
 
@@ -209,7 +217,9 @@ def _equations(graph: Graph, node: Node, arrays: Mapping[str, Any]) -> list[_Equ
             f"{shape_text(node.shape)}, got {len(shape)}: {shape_text(shape)}"
         )
     sizes = enumerate(zip(node.shape, shape, strict=True))
-    return [_Equation(node, axis, size, actual, shape, graph.name) for axis, (size, actual) in sizes]
+    return [
+        _Equation(node, axis, size, actual, shape, graph.name) for axis, (size, actual) in sizes
+    ]
 
 
 def _solved(equation: _Equation, found: dict[Dim, int]) -> bool:
@@ -218,7 +228,9 @@ def _solved(equation: _Equation, found: dict[Dim, int]) -> bool:
     if isinstance(size, int):
         if size != equation.actual:
             symbols = ", ".join(f"{d} = {found[d]}" for d in sorted(dims(equation.size), key=str))
-            raise ShapeError(f"{equation.text()}{f' with {symbols}' if symbols else ''}, not {equation.actual}")
+            raise ShapeError(
+                f"{equation.text()}{f' with {symbols}' if symbols else ''}, not {equation.actual}"
+            )
         return True
     unknown = [atom for atom in atoms(size) if isinstance(atom, Dim)]
     if len(unknown) != 1 or dims(size) != set(unknown) or set(size.terms) - {(unknown[0],), ()}:
@@ -226,7 +238,9 @@ def _solved(equation: _Equation, found: dict[Dim, int]) -> bool:
     dim = unknown[0]
     value, rest = divmod(equation.actual - size.terms.get((), 0), size.terms[(dim,)])
     if rest or not dim.min <= value <= dim.max:
-        raise ShapeError(f"{equation.text()} with {dim} in {dim.min}..{dim.max}, not {equation.actual}")
+        raise ShapeError(
+            f"{equation.text()} with {dim} in {dim.min}..{dim.max}, not {equation.actual}"
+        )
     if any(other.name == dim.name for other in found):
         raise ShapeError(f"{equation.text()}, and {dim} has another range elsewhere; use one Dim")
     found[dim] = value

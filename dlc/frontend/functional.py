@@ -12,7 +12,7 @@ from typing import Any
 
 from dlc.errors import ArgumentError, ShapeError, TraceError, explain
 from dlc.frontend.parameter import Buffer
-from dlc.frontend.scope import Scope, active
+from dlc.frontend.scope import active, here
 from dlc.frontend.tensors import arange, as_tensor, cast, flatten, full, sigmoid, tanh
 from dlc.ir.node import Node, apply
 from dlc.ir.sizes import product, shape_text
@@ -183,7 +183,7 @@ def conv2d(
     b = as_tensor(bias)
     if b.shape != w.shape[:1]:
         expected, got = f"a bias of shape {shape_text(w.shape[:1])}", shape_text(b.shape)
-        raise ShapeError(explain("conv2d", expected, got, where=_where()))
+        raise ShapeError(explain("conv2d", expected, got, where=here()))
     return y + b.reshape(-1, 1, 1)
 
 
@@ -195,9 +195,9 @@ def _padding(padding: Any, w: Node, stride: Pair, dilation: Pair) -> Any:
         return 0
     if padding != "same":
         expected = "padding as 'valid', 'same', an int or a pair of ints"
-        raise ArgumentError(explain("conv2d", expected, repr(padding), where=_where()))
+        raise ArgumentError(explain("conv2d", expected, repr(padding), where=here()))
     if stride not in (1, (1, 1), [1, 1]):
-        message = explain("padding='same'", "a stride of 1", repr(stride), where=_where())
+        message = explain("padding='same'", "a stride of 1", repr(stride), where=here())
         raise ArgumentError(message)
     steps = (dilation, dilation) if isinstance(dilation, int) else dilation
     reach = [step * (size - 1) for step, size in zip(steps, w.shape[2:], strict=True)]
@@ -310,7 +310,7 @@ def batch_norm(
     x = as_tensor(input)
     if not training and (running_mean is None or running_var is None):
         advice = "Pass them, or normalise by the batch with training=True."
-        message = explain("batch_norm", "running statistics", "None", where=_where(), advice=advice)
+        message = explain("batch_norm", "running statistics", "None", where=here(), advice=advice)
         raise ArgumentError(message)
     channels = x.shape[1:2]
     scale = full(channels, 1, x.dtype) if weight is None else weight
@@ -376,11 +376,11 @@ def dropout(input: object, p: float = 0.5, training: bool = True, inplace: bool 
         In training, where it would draw random numbers inside the graph.
     """
     if not 0.0 <= p <= 1.0:
-        raise ArgumentError(explain("dropout", "p from 0 to 1", str(p), where=_where()))
+        raise ArgumentError(explain("dropout", "p from 0 to 1", str(p), where=here()))
     if training and p > 0.0:
         raise TraceError(
-            f"dropout in training mode draws random numbers, and no op of the graph does{_at()}; "
-            "call model.eval() for inference, or set p=0"
+            "dropout in training mode draws random numbers, and no op of the graph does "
+            f"({here()}); call model.eval() for inference, or set p=0"
         )
     return as_tensor(input)
 
@@ -399,10 +399,10 @@ def pad(input: object, pad: Sequence[int], mode: str = "constant", value: float 
     """
     x = as_tensor(input)
     if mode != "constant":
-        raise ArgumentError(explain("pad", "mode='constant'", repr(mode), where=_where()))
+        raise ArgumentError(explain("pad", "mode='constant'", repr(mode), where=here()))
     if len(pad) % 2 or len(pad) > 2 * x.ndim:
         expected = f"two numbers an axis for at most {x.ndim} axes"
-        raise ArgumentError(explain("pad", expected, repr(tuple(pad)), where=_where()))
+        raise ArgumentError(explain("pad", expected, repr(tuple(pad)), where=here()))
     axes = [(0, 0)] * (x.ndim - len(pad) // 2)
     axes += [(pad[i], pad[i + 1]) for i in range(len(pad) - 2, -1, -2)]
     crop = [
@@ -426,13 +426,3 @@ def one_hot(input: object, num_classes: int) -> Node:
         raise ArgumentError(explain("one_hot", "num_classes of 1 or more", got, advice=advice))
     index = as_tensor(input)
     return cast(apply("eq", index.unsqueeze(-1), arange(num_classes, dtype=index.dtype)), "int64")
-
-
-def _where() -> str:
-    """The place in the user's program, for messages."""
-    scope: Scope | None = active()
-    return str(scope.place()) if scope is not None else ""
-
-
-def _at() -> str:
-    return f" ({where})" if (where := _where()) else ""

@@ -187,9 +187,13 @@ def user_place() -> tuple[str, int]:
     return "", 0
 
 
+def here() -> str:
+    """The place in the user's program that is being traced, for messages; else nothing."""
+    scope = active()
+    return "" if scope is None else str(scope.place())
+
+
 def refuse_in_trace(what: str, advice: str) -> None:
     """Raise `TraceError` where a trace is under way, as reading a value there would freeze it."""
-    scope = active()
-    if scope is not None:
-        where = scope.place()
-        raise TraceError(f"{what} has no value while the model is traced ({where}); {advice}")
+    if active() is not None:
+        raise TraceError(f"{what} has no value while the model is traced ({here()}); {advice}")

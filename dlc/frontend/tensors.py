@@ -15,9 +15,11 @@ import numpy as np
 
 from dlc.errors import ArgumentError, ShapeError, explain
 from dlc.frontend.parameter import Variable
-from dlc.frontend.random import rand, randn
+from dlc.frontend.random import rand as rand
+from dlc.frontend.random import randn as randn
 from dlc.frontend.scope import active
-from dlc.ir.arithmetic import Arithmetic, where
+from dlc.ir.arithmetic import Arithmetic
+from dlc.ir.arithmetic import where as where
 from dlc.ir.node import Node, apply, current_builder
 from dlc.ir.sizes import Poly, Size, as_size
 from dlc.ir.types import as_dtype

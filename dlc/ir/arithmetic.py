@@ -48,8 +48,11 @@ def where(condition: object, a: object, b: object) -> Node:
     from dlc.ir.node import Node, apply
     from dlc.ir.types import promote
 
+    condition, a, b = (v._node if isinstance(v, Arithmetic) else v for v in (condition, a, b))
     tensors = [value for value in (a, b) if isinstance(value, Node)]
-    if len(tensors) == 1:  # a number must take its type from the value beside it, not from the condition
+    if (
+        len(tensors) == 1
+    ):  # a number must take its type from the value beside it, not from the condition
         other = tensors[0].builder.operand(b if a is tensors[0] else a, tensors[0])
         a, b = (a, other) if a is tensors[0] else (other, b)
     if isinstance(a, Node) and isinstance(b, Node):
@@ -501,7 +504,9 @@ class Arithmetic:
 
     def unbind(self, dim: Int = 0) -> tuple[Node, ...]:
         """All parts along a dimension, which goes away; its size must be known."""
-        return tuple(self.select(dim, i) for i in range(self._static_length("a loop over a tensor", dim)))
+        return tuple(
+            self.select(dim, i) for i in range(self._static_length("a loop over a tensor", dim))
+        )
 
     def split(self, split_size: Int | Sequence[Int], dim: Int = 0) -> tuple[Node, ...]:
         """Parts of ``split_size`` elements (the last may be shorter), or of the given sizes."""

@@ -54,7 +54,9 @@ def _complete(items: tuple[Any, ...], node: Node) -> list[Any]:
     rest = [slice(None)] * (node.ndim - used)
     places = [k for k, item in enumerate(items) if item is Ellipsis]
     if len(places) > 1:
-        raise IndexError(f"one Ellipsis may stand in an index, got {len(places)}, for {node.describe()}")
+        raise IndexError(
+            f"one Ellipsis may stand in an index, got {len(places)}, for {node.describe()}"
+        )
     if not places:
         return [*items, *rest]
     return [*items[: places[0]], *rest, *items[places[0] + 1 :]]
@@ -64,11 +66,19 @@ def _cut(node: Node, axes: list[Any]) -> Node:
     """The slice that integers and slices select; an integer leaves a dimension of size 1."""
     starts, stops, steps = [], [], []
     for axis, (item, size) in enumerate(zip(axes, node.shape, strict=True)):
-        part = item if isinstance(item, slice) else slice(None) if _is_tensor(item) else _one(item, size, axis, node)
+        part = (
+            item
+            if isinstance(item, slice)
+            else slice(None)
+            if _is_tensor(item)
+            else _one(item, size, axis, node)
+        )
         starts.append(part.start)
         stops.append(part.stop)
         steps.append(1 if part.step is None else part.step)
-    if all(item == slice(None) for item in axes if isinstance(item, slice)) and not any(map(_is_one, axes)):
+    if all(item == slice(None) for item in axes if isinstance(item, slice)) and not any(
+        map(_is_one, axes)
+    ):
         return node
     attrs = {"starts": tuple(starts), "stops": tuple(stops), "steps": tuple(steps)}
     return node.builder.node("slice", (node,), attrs)
@@ -83,7 +93,9 @@ def _is_one(item: object) -> bool:
 
 
 def _one(item: Any, size: Size, axis: int, node: Node) -> slice:
-    if isinstance(item, (bool, np.bool_)) or not (isinstance(item, (Poly, Dim)) or hasattr(item, "__index__")):
+    if isinstance(item, (bool, np.bool_)) or not (
+        isinstance(item, (Poly, Dim)) or hasattr(item, "__index__")
+    ):
         raise TraceError(
             f"an index is an integer, a slice, None, ... or a tensor of integers; got {item!r} for {node.describe()}"
         )
@@ -104,7 +116,9 @@ def _take(node: Node, item: Any, axis: int) -> Node:
             f"a mask of bools gives a shape that depends on values; use dlc.where(mask, x, 0) on {node.describe()}"
         )
     if item.dtype not in ("int32", "int64"):
-        raise TraceError(f"an index has element type int32 or int64, got {item.dtype}, for {node.describe()}")
+        raise TraceError(
+            f"an index has element type int32 or int64, got {item.dtype}, for {node.describe()}"
+        )
     size = node.builder.operand(node.shape[axis], item)
     index = node.builder.node("where", (item < 0, item + size, item))
     return node.builder.node("take", (node, index), {"axis": axis})
@@ -122,6 +136,8 @@ def _reshaped(node: Node, items: list[Any]) -> Node:
         elif _is_one(item):
             next(sizes)
         else:
-            rank = np.ndim(item) if isinstance(item, (list, np.ndarray)) else getattr(item, "ndim", 1)
+            rank = (
+                np.ndim(item) if isinstance(item, (list, np.ndarray)) else getattr(item, "ndim", 1)
+            )
             shape += [next(sizes) for _ in range(rank)]
     return node.reshape(shape)

@@ -72,15 +72,17 @@ def _line(node: Node, names: Mapping[Node, str]) -> str:
     if node.op.name == "constant":
         words.append(_constant(node))
     else:
-        hidden = _declared_by_type(node)
-        words += [f"{k}={_value(v, node)}" for k, v in node.attrs.items() if k not in hidden]
+        words += [f"{k}={_value(v, node)}" for k, v in node.attrs.items() if not _is_said(k, node)]
     text = f"{' '.join(words)} : {node.type}"
     places = sorted(str(origin) for origin in node.origins if str(origin))
     return text + (f"  # {'; '.join(places)}".replace("\n", " ") if places else "")
 
 
-def _declared_by_type(node: Node) -> tuple[str, ...]:
-    return ("name", "dtype", "shape") if node.op.name in ("input", "parameter") else ()
+def _is_said(attr: str, node: Node) -> bool:
+    """Whether a leaf's name and type, which stand on the line anyway, tell the attribute."""
+    if node.op.name not in ("input", "parameter"):
+        return False
+    return attr in ("name", "dtype", "shape") or node.attrs[attr] == "parameter"
 
 
 def _all_dims(nodes: list[Node]) -> list[Dim]:

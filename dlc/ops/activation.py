@@ -16,10 +16,21 @@ from dlc.errors import ArgumentError, DTypeError
 from dlc.ir.node import Node
 from dlc.ir.op import Array, ErrorSample, Kind, OpDef, Sample
 from dlc.ir.types import TensorType
-from dlc.ops.common import broadcast, only_floats, plain, specials, twin, unbroadcast, uniform, where
+from dlc.ops.common import (
+    broadcast,
+    only_floats,
+    plain,
+    specials,
+    twin,
+    unbroadcast,
+    uniform,
+    where,
+)
 from dlc.ops.elementwise import erf_ref, unary_samples
 
-SELU_ALPHA = 1.6732632423543772848170429916717  # Klambauer et al. 2017, "Self-Normalizing Neural Networks"
+SELU_ALPHA = (
+    1.6732632423543772848170429916717  # Klambauer et al. 2017, "Self-Normalizing Neural Networks"
+)
 SELU_SCALE = 1.0507009873554804934193349852946
 
 
@@ -37,7 +48,9 @@ def _activation(
     fields.setdefault("torch", twin(f"nn.functional.{name}"))
     fields.setdefault(
         "errors",
-        lambda: [ErrorSample((TensorType("int32", (2,)),), next(iter(settings)), DTypeError, "floats")],
+        lambda: [
+            ErrorSample((TensorType("int32", (2,)),), next(iter(settings)), DTypeError, "floats")
+        ],
     )
 
     def samples(rng: np.random.Generator) -> Iterable[Sample]:
@@ -201,7 +214,9 @@ hardtanh = _activation(
     ({}, {"low": -0.5, "high": 2.0}),
     attrs=_hardtanh_attrs,
     errors=lambda: [
-        ErrorSample((TensorType("float32"),), {"low": 1.0, "high": 0.0}, ArgumentError, "low <= high"),
+        ErrorSample(
+            (TensorType("float32"),), {"low": 1.0, "high": 0.0}, ArgumentError, "low <= high"
+        ),
         ErrorSample((TensorType("int32"),), {}, DTypeError, "floats"),
     ],
     torch=twin("nn.functional.hardtanh", low="min_val", high="max_val"),
@@ -303,9 +318,7 @@ softplus = _activation(
     "log(1 + exp(beta * x)) / beta; x itself where beta * x is above the threshold",
     "{0} if {0} * {beta} > {threshold} else log1p(exp({0} * {beta})) / {beta}",
     _softplus_ref,
-    lambda g, y, x, beta, threshold: (
-        where(x * beta > threshold, g, g * (x * beta).sigmoid()),
-    ),
+    lambda g, y, x, beta, threshold: (where(x * beta > threshold, g, g * (x * beta).sigmoid()),),
     ({}, {"beta": 2.0, "threshold": 1.0}),
     attrs=_softplus_attrs,
     errors=lambda: [

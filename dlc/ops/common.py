@@ -197,7 +197,9 @@ def uniform(
 def specials() -> Array:
     """NaN, infinities, signed zeros, denormals and large values, for checks without gradient."""
     inf, nan, tiny = math.inf, math.nan, 1e-40
-    return np.array([nan, inf, -inf, 0.0, -0.0, 1.0, -1.0, 0.5, -2.5, 3.5, tiny, -tiny, 80.0, -80.0])
+    return np.array(
+        [nan, inf, -inf, 0.0, -0.0, 1.0, -1.0, 0.5, -2.5, 3.5, tiny, -tiny, 80.0, -80.0]
+    )
 
 
 def plain(*arrays: Any, **attrs: Any) -> Sample:

@@ -46,7 +46,9 @@ def _floated(text: str) -> Callable[..., str]:
     """The expression of a real function: integer operands become float32 first."""
 
     def scalar(dtype: str, /, **_: object) -> str:
-        return text if is_float(dtype) else text.replace("{0}", "f32({0})").replace("{1}", "f32({1})")
+        return (
+            text if is_float(dtype) else text.replace("{0}", "f32({0})").replace("{1}", "f32({1})")
+        )
 
     return scalar
 
@@ -64,7 +66,9 @@ def _in_floats(ref: Callable[..., Any]) -> Callable[..., Any]:
     """The reference of a real function: integer arrays become float32 first."""
 
     def call(*arrays: Array, **attrs: Any) -> Any:
-        return ref(*(a if a.dtype.name in FLOATS else a.astype(np.float32) for a in arrays), **attrs)
+        return ref(
+            *(a if a.dtype.name in FLOATS else a.astype(np.float32) for a in arrays), **attrs
+        )
 
     return call
 
@@ -86,7 +90,13 @@ def binary_samples(low: float = -2.0, high: float = 2.0, integers: bool = True) 
     """Pairs of arrays that broadcast in every way, special values in all combinations, and integers."""
 
     def samples(rng: np.random.Generator) -> Iterable[Sample]:
-        shapes = (((4, 3), (4, 3)), ((4, 1), (3,)), ((), (2, 3)), ((2, 1, 3), (5, 1)), ((0, 3), (1,)))
+        shapes = (
+            ((4, 3), (4, 3)),
+            ((4, 1), (3,)),
+            ((), (2, 3)),
+            ((2, 1, 3), (5, 1)),
+            ((0, 3), (1,)),
+        )
         for shape, other in shapes:
             yield Sample(uniform(rng, shape, other, low=low, high=high))
         yield plain(specials()[:, None], specials())
@@ -249,7 +259,10 @@ def _floor_divide(dtype: str, /) -> str:
         return f"0 if {{1}} == 0 else {{0}} // {_divisor(dtype)}"
     if not is_float(dtype):
         return f"0 if {{1}} == 0 else (-{{0}} if {{1}} == -1 else {{0}} // {_divisor(dtype)})"
-    rest, one = _fmod(dtype), f"(1.0 if {_fmod(dtype)} != 0 and ({_fmod(dtype)} < 0) != ({{1}} < 0) else 0.0)"
+    rest, one = (
+        _fmod(dtype),
+        f"(1.0 if {_fmod(dtype)} != 0 and ({_fmod(dtype)} < 0) != ({{1}} < 0) else 0.0)",
+    )
     text = f"({{0}} / {{1}}) if {{1}} == 0 else (round(({{0}} - {rest}) / {{1}}) - {one})"
     return text if dtype == "float64" else f"f32({text})"
 
@@ -289,7 +302,9 @@ pow_ = _binary(
     infer=only_floats,
     samples=lambda rng: [
         *binary_samples(0.5, 2.0, integers=False)(rng),
-        Sample((np.array([[-1.5, 2.0, 0.5]]), np.array([[2.0], [3.0], [0.0]])), differentiable=(0,)),
+        Sample(
+            (np.array([[-1.5, 2.0, 0.5]]), np.array([[2.0], [3.0], [0.0]])), differentiable=(0,)
+        ),
         Sample((np.array([-1.5, 0.0, 0.0]), np.array([2.0, 2.0, 1.0])), differentiable=()),
     ],
     ulp=4.0,
@@ -443,7 +458,9 @@ def _clamp_attrs(x: TensorType, low: Any = None, high: Any = None) -> dict[str, 
     number = float if is_float(x.dtype) else int
     for bound in (low, high):
         if bound is not None and number(bound) != bound == bound:
-            raise DTypeError(f"expects bounds of type {x.dtype}, got {bound!r}; cast with x.float()")
+            raise DTypeError(
+                f"expects bounds of type {x.dtype}, got {bound!r}; cast with x.float()"
+            )
     return {name: v if v is None else number(v) for name, v in (("low", low), ("high", high))}
 
 
@@ -473,7 +490,10 @@ clamp = _unary(
     _clamp_grad,
     attrs=_clamp_attrs,
     samples=lambda rng: [
-        *(Sample(s.arrays, {"low": -1.0, "high": 0.5}, s.differentiable) for s in unary_samples(integers=False)(rng)),
+        *(
+            Sample(s.arrays, {"low": -1.0, "high": 0.5}, s.differentiable)
+            for s in unary_samples(integers=False)(rng)
+        ),
         Sample(uniform(rng, (3, 4)), {"low": 0.25}),
         Sample(uniform(rng, (3, 4)), {"high": 0.25}),
         Sample(uniform(rng, (3,)), {"low": 1.0, "high": -1.0}, differentiable=()),
@@ -516,7 +536,9 @@ reciprocal = _real(
 )
 sin = _real("sin", "sine", "sin({0})", np.sin, lambda g, y, x: (g * x.cos(),))
 cos = _real("cos", "cosine", "cos({0})", np.cos, lambda g, y, x: (-g * x.sin(),))
-tanh = _real("tanh", "hyperbolic tangent", "tanh({0})", np.tanh, lambda g, y, x: (g * (1.0 - y * y),))
+tanh = _real(
+    "tanh", "hyperbolic tangent", "tanh({0})", np.tanh, lambda g, y, x: (g * (1.0 - y * y),)
+)
 
 
 def _sigmoid_ref(x: Array) -> Array:
@@ -554,7 +576,9 @@ erf = _real(
 
 def _where_type(condition: TensorType, a: TensorType, b: TensorType) -> TensorType:
     if condition.dtype != "bool":
-        raise DTypeError(f"expects a bool condition, got {condition.dtype}; compare first, as in x != 0")
+        raise DTypeError(
+            f"expects a bool condition, got {condition.dtype}; compare first, as in x != 0"
+        )
     return broadcast(condition.with_dtype(a.dtype), a, b)
 
 
@@ -604,7 +628,9 @@ def _cast(source: str, /, dtype: str) -> str:
         return "{0}"
     if dtype == "bool":
         return "{0} != 0"
-    return {"uint8": "u8", "int32": "i32", "int64": "i64", "float32": "f32", "float64": "f64"}[dtype] + "({0})"
+    return {"uint8": "u8", "int32": "i32", "int64": "i64", "float32": "f32", "float64": "f64"}[
+        dtype
+    ] + "({0})"
 
 
 def _cast_grad(g: Node, y: Node, x: Node, dtype: str) -> tuple[Node | None]:

@@ -31,7 +31,9 @@ def check_index(op: str, index: Array, size: int) -> None:
     wrong = np.argwhere((index < 0) | (index >= size))
     if len(wrong):
         place = tuple(wrong[0].tolist())
-        raise IndexError(f"{op} expects indices from 0 to {size - 1}, got {index[place]} at {place}")
+        raise IndexError(
+            f"{op} expects indices from 0 to {size - 1}, got {index[place]} at {place}"
+        )
 
 
 # take
@@ -92,7 +94,9 @@ def _fits(index: TensorType, other: TensorType, what: str, but: int | None = Non
     """Refuse an index that is larger than ``other`` along a dimension, except along ``but``."""
     require_integer(index)
     if index.ndim != other.ndim:
-        raise ShapeError(f"expects an index of {other.ndim} dimensions like {what}, got {index.ndim}")
+        raise ShapeError(
+            f"expects an index of {other.ndim} dimensions like {what}, got {index.ndim}"
+        )
     for axis, (n, size) in enumerate(zip(index.shape, other.shape, strict=True)):
         if axis != but and bounds(size - n)[0] < 0:
             raise ShapeError(

@@ -44,7 +44,9 @@ def _reshape_attrs(x: TensorType, shape: Any) -> dict[str, Any]:
     sizes = _sizes(shape)
     unknown = [axis for axis, size in enumerate(sizes) if size == -1]
     if any(bounds(size)[0] < 0 for axis, size in enumerate(sizes) if axis not in unknown):
-        raise ShapeError(f"expects sizes that are not negative (or one -1), got {shape_text(sizes)}")
+        raise ShapeError(
+            f"expects sizes that are not negative (or one -1), got {shape_text(sizes)}"
+        )
     if not unknown:
         return {"shape": sizes}
     if len(unknown) > 1:
@@ -109,7 +111,9 @@ def _unravel(flat: Size, shape: Sequence[Size]) -> list[Size]:
     parts: list[Size] = []
     for size in reversed(shape[1:]):
         if not isinstance(size, int):
-            raise ShapeError(f"has no index form here, because it divides by the size {size}; copy instead")
+            raise ShapeError(
+                f"has no index form here, because it divides by the size {size}; copy instead"
+            )
         parts.append(flat % size)
         flat = flat // size
     return [flat, *reversed(parts)]
@@ -210,7 +214,9 @@ def _expand_attrs(x: TensorType, shape: Any) -> dict[str, Any]:
 def _expand_type(x: TensorType, shape: tuple[Size, ...]) -> TensorType:
     for size, target in zip(x.shape, shape[len(shape) - x.ndim :], strict=True):
         if size != 1 and not equal(size, target):
-            raise ShapeError(f"expects sizes of 1, or as given, got {shape_text(x.shape)} for {shape_text(shape)}")
+            raise ShapeError(
+                f"expects sizes of 1, or as given, got {shape_text(x.shape)} for {shape_text(shape)}"
+            )
         if bounds(target)[0] < 0:
             raise ShapeError(f"expects sizes that are not negative, got {shape_text(shape)}")
     return TensorType(x.dtype, shape)
@@ -260,7 +266,9 @@ def _slice_attrs(x: TensorType, starts: Any, stops: Any, steps: Any = None) -> d
             raise ShapeError(f"expects {x.ndim} starts, stops and steps, got {len(given)}")
     for step in steps:
         if isinstance(step, bool) or not isinstance(step, int) or step < 1:
-            raise ShapeError(f"expects integer steps of at least 1, got {step!r}; reverse with x.flip(axis)")
+            raise ShapeError(
+                f"expects integer steps of at least 1, got {step!r}; reverse with x.flip(axis)"
+            )
     begin, end = [], []
     for size, start, stop in zip(x.shape, starts, stops, strict=True):
         first = 0 if start is None else _position(start, size)
@@ -333,7 +341,9 @@ slice_ = OpDef(
         plain(rng.integers(0, 9, (2, 3)), starts=(0, 1), stops=(2, 3), steps=(1, 1)),
     ],
     errors=lambda: [
-        ErrorSample((MATRIX,), {"starts": (0,), "stops": (1,), "steps": (1,)}, ShapeError, "expects 2"),
+        ErrorSample(
+            (MATRIX,), {"starts": (0,), "stops": (1,), "steps": (1,)}, ShapeError, "expects 2"
+        ),
         ErrorSample(
             (MATRIX,),
             {"starts": (0, 2), "stops": (2, 0), "steps": (1, -1)},
@@ -355,7 +365,9 @@ def _pad_attrs(x: TensorType, low: Any, high: Any, value: float = 0.0) -> dict[s
     widths = {"low": _sizes(low), "high": _sizes(high)}
     for width in (*widths["low"], *widths["high"]):
         if bounds(width)[0] < 0:
-            raise ShapeError(f"expects widths that are not negative, got {width}; crop with a slice")
+            raise ShapeError(
+                f"expects widths that are not negative, got {width}; crop with a slice"
+            )
     if is_float(x.dtype):
         return {**widths, "value": float(value)}
     if int(value) != value:
@@ -436,7 +448,9 @@ def _concat_type(*types: TensorType, axis: int) -> TensorType:
     first = types[0]
     for t in types[1:]:
         pairs = zip(first.shape, t.shape, strict=False)
-        if t.ndim != first.ndim or any(not equal(a, b) for k, (a, b) in enumerate(pairs) if k != axis):
+        if t.ndim != first.ndim or any(
+            not equal(a, b) for k, (a, b) in enumerate(pairs) if k != axis
+        ):
             raise ShapeError(
                 f"expects shapes that differ along axis {axis} only, "
                 f"got {shape_text(first.shape)} and {shape_text(t.shape)}"

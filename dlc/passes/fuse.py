@@ -24,7 +24,7 @@ _READS_MEMORY = (Kind.CONTRACT, Kind.WINDOW, Kind.OPAQUE, Kind.SCAN)
 
 def fuse(graph: Graph, layouts: Mapping[Node, Layout]) -> tuple[Group, ...]:
     """The groups of a graph, each after those that it reads."""
-    return _with_views(_Fusion(graph).groups(), graph, layouts)
+    return _with_views(_Fusion(graph, layouts).groups(), graph, layouts)
 
 
 def _with_views(groups: Sequence[Group], graph: Graph, layouts: Mapping[Node, Layout]) -> tuple[Group, ...]:
@@ -52,8 +52,9 @@ def _with_views(groups: Sequence[Group], graph: Graph, layouts: Mapping[Node, La
 class _Fusion:
     """The state of one fusion: ``home[node]`` is the set of group roots in whose kernels a node is computed."""
 
-    def __init__(self, graph: Graph):
+    def __init__(self, graph: Graph, layouts: Mapping[Node, Layout]):
         self.graph = graph
+        self.layouts = layouts
         self.nodes = graph.nodes
         self.place = {node: i for i, node in enumerate(self.nodes)}
         self.users = graph.users()
@@ -105,7 +106,14 @@ class _Fusion:
         if anchor.op.kind is not Kind.CONTRACT:
             return True
         others = [source for source in user.inputs if source is not value]
-        return all(n.dtype == anchor.dtype for n in (*others, user)) and all(storable(n, value) for n in others)
+        return all(n.dtype == anchor.dtype for n in (*others, user)) and all(self._storable(n, value) for n in others)
+
+    def _storable(self, operand: Node, value: Node) -> bool:
+        """Whether a contraction that stores ``value`` can read ``operand``: a scalar, one value a channel, or all."""
+        if operand.op.name == "constant" and operand.tensor_type.count == 1:
+            return True
+        same = operand.shape == value.shape and self.layouts[operand].order == self.layouts[value].order
+        return same or is_column(operand, value)
 
     def _row_cluster(self, root: Node) -> None:
         """Open a kernel of several reductions over the same axes with the pointwise work between, if ``root`` ends one."""
@@ -181,13 +189,6 @@ class _Fusion:
 
     def _group(self, root: Node, inside: Sequence[Node]) -> Group:
         return Group(self.anchors[root], tuple(inside), tuple(self.written[root]))
-
-
-def storable(operand: Node, value: Node) -> bool:
-    """Whether a contraction that stores ``value`` can read ``operand`` as it does: a scalar, a value a channel, or all."""
-    if operand.op.name == "constant" and operand.tensor_type.count == 1:
-        return True
-    return operand.shape == value.shape or is_column(operand, value)
 
 
 def is_column(operand: Node, value: Node) -> bool:

@@ -33,13 +33,18 @@ class AssignLayouts:
         halos = _halos(graph, orders)
         ends = set(graph.outputs)
         new: dict[Node, Node] = {}
+        copies: dict[tuple[Node, tuple[int, ...]], Node] = {}
         for node in graph.nodes:
-            inputs = tuple(
-                _as_needed(new[source], source, _need(node, i), orders, halos, ends)
-                for i, source in enumerate(node.inputs)
-            )
+            inputs = list[Node]()
+            for i, source in enumerate(node.inputs):
+                made = _as_needed(new[source], source, _need(node, i), orders, halos, ends)
+                if made is not new[source]:
+                    copies[source, made.attrs["order"]] = made
+                elif node.op.kind is Kind.POINTWISE and source.ndim == 4:
+                    made = copies.get((source, orders[node]), made)  # beside other operands in that order
+                inputs.append(made)
             same = all(a is b for a, b in zip(inputs, node.inputs, strict=True))
-            new[node] = node if same else node.builder.node(node.op, inputs, node.attrs, node.origins)
+            new[node] = node if same else node.builder.node(node.op, tuple(inputs), node.attrs, node.origins)
         outputs = tuple(_as_rows(new[node], node, orders, halos) for node in graph.outputs)
         return replace(graph, outputs=outputs, inputs=tuple(new[node] for node in graph.inputs))
 

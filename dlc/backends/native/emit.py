@@ -33,7 +33,9 @@ class Emitter(Arithmetic):
             )
         arity, function = FUNCTIONS[name]
         if len(operands) != arity:
-            raise CompileError(f"{name} takes {arity} operands, got {len(operands)}")
+            raise CompileError(
+                f"{name} takes {arity} operand{'s' * (arity > 1)}, got {len(operands)}"
+            )
         return function(self, *operands)
 
 
@@ -93,7 +95,10 @@ def emit_expression(emitter: Emitter, expression: str, names: Mapping[str, Value
     CompileError
         If it uses anything else, or a name that is not given.
     """
-    tree = ast.parse(expression, mode="eval")
+    try:
+        tree = ast.parse(expression, mode="eval")
+    except SyntaxError as error:
+        raise CompileError(f"{expression!r} is no expression: {error}") from error
 
     def emit(node: ast.expr) -> Value:
         match node:

@@ -117,6 +117,7 @@ SYSTEM = (
 
 LOOKS = 16  # looks at a word, a pause after each, between two looks at the clock: about 0.3 us
 HOT_PATIENCE = 20_000  # nanoseconds for workers to report where none slept: usual is 0.1 us
+CROWDED_YIELD = 0
 CROWDED_SPIN = 5_000  # nanoseconds of spinning in a call whose threads lack a processor
 PENALTY_MIN, PENALTY_MAX = 10_000_000, 320_000_000  # nanoseconds without a worker that lacked one
 CPU_CHECK = 5_000_000  # nanoseconds between two counts of the processors, of 0.3 us each
@@ -400,12 +401,18 @@ def wait_for(pool: Words, word: Words, target: int, sleepers: Words, patience: i
         if began == 0:
             began = now
         waited = now - began
-        spin = pool[POOL_SPIN] if pool[POOL_TEAM] <= pool[POOL_CPUS] else 0
+        spin = pool[POOL_SPIN]
+        politely = pool[POOL_YIELD]
+        if pool[POOL_CROWDED] != 0:
+            spin = min_of(spin, CROWDED_SPIN)
+            politely = CROWDED_YIELD
+        elif pool[POOL_TEAM] > pool[POOL_CPUS]:
+            spin = 0
         if patience > 0 and waited >= patience:
             return 0
         if waited < spin:
             continue
-        if patience > 0 or waited < spin + pool[POOL_YIELD]:
+        if patience > 0 or waited < spin + politely:
             give_way()
         else:
             sleep(word, target, sleepers)

@@ -21,10 +21,6 @@ from dlc.ir.sizes import Size
 BLOCK = 56
 #: Rows whose addresses differ by multiples of this many bytes evict each other from a first-level cache.
 ALIAS = 4096
-#: Bytes by which gathered rows are set off against each other.
-SHIFT = 64
-#: Elements of gathered rows that fit a second-level cache beside the weights.
-GATHERED = 1 << 17
 
 Sizes = dict[str, Size]
 
@@ -59,12 +55,11 @@ class Contraction:
     (g, n, h, v) begins at g y_group + n y_image + h y_row + v y_pixel. With `x_at` likewise,
 
         acc[j] = sum over a < outer, b < inner, c < depth of
-                 x[x_at + a outer_step + b inner_step + c x_depth] * w[g w_group + (panel of j)...]
+                 x[x_at + a outer_step + b inner_step + c] * w[g w_group + (panel of j)...]
 
     where the weights of a group lie in panels of 32 columns, `[ceil(columns / 32)][outer][inner]
     [depth][32]`. A full operand has strides of its own, a column operand o its g o_group + j. All
-    strides are in elements; x_depth is 1, unless outer = inner = 1. The parameters are x, w, y, the
-    operands, `scratch`, and `sizes`, in this order.
+    strides are in elements. The parameters are x, w, y, the operands, and `sizes`, in this order.
 
     Attributes
     ----------
@@ -92,7 +87,7 @@ class Contraction:
     def sizes(self) -> tuple[str, ...]:
         """Names of the integer parameters."""
         names = ["groups", "images", "height", "width", "columns"]
-        names += ["outer", "outer_step", "inner", "inner_step", "depth", "x_depth"]
+        names += ["outer", "outer_step", "inner", "inner_step", "depth"]
         names += _strides("x") + ["w_group"] + _strides("y")
         names += [f"{operand.name}_group" for operand in self.epilogue.columns]
         for operand in self.epilogue.fulls:
@@ -104,9 +99,9 @@ class Contraction:
         """The kernel."""
         source, pointer = _source(self), f"{self.dtype}*"
         pointers = ["x", "w", "y", *(operand.name for operand in self.epilogue.operands)]
-        # A full operand may be y itself; the scratch memory is the kernel's own.
+        # A full operand may be y itself.
         params = [Param(name, pointer, noalias=False) for name in pointers]
-        params += [Param("scratch", pointer), *(Param(name, "int64") for name in self.sizes)]
+        params += [Param(name, "int64") for name in self.sizes]
         identity = repr((source, params)).encode()
         name = f"contract_{hashlib.sha256(identity).hexdigest()[:12]}"
         return Kernel(name, source.format(name=name), tuple(params), self.tiles)
@@ -121,17 +116,10 @@ def is_narrow(isa: Isa, dtype: str, columns: int) -> bool:
     return 0 < columns % Tile(isa, dtype).columns <= isa.lanes(dtype)
 
 
-def scratch_elements(isa: Isa, dtype: str, depth: int) -> int:
-    """Elements of scratch memory for each thread, for a contraction of outer = inner = 1."""
-    return max(GATHERED, Tile(isa, dtype).rows * (depth + SHIFT // _BYTES[dtype]))
-
-
 _BYTES = {"float32": 4, "float64": 8}
 
 
-def matmul_sizes(
-    rows: Size, columns: Size, depth: Size, batch: Size = 1, transposed: bool = False
-) -> Sizes:
+def matmul_sizes(rows: Size, columns: Size, depth: Size, batch: Size = 1) -> Sizes:
     """Sizes of y[b, m, n] = sum over k of x[b, m, k] w[b, k, n], all contiguous, w in panels.
 
     Parameters
@@ -140,15 +128,11 @@ def matmul_sizes(
         M, N and K.
     batch : Size
         B. Set `w_group` to 0 for weights that all batches share.
-    transposed : bool
-        x is [b, k, m].
     """
     panels = (columns + (PANEL - 1)) // PANEL
-    pixel, step = (1, rows) if transposed else (depth, 1)
     sizes = {"groups": batch, "images": 1, "height": 1, "width": rows, "columns": columns}
     sizes |= {"outer": 1, "outer_step": 0, "inner": 1, "inner_step": 0}
-    sizes |= {"depth": depth, "x_depth": step}
-    sizes |= {"x_group": rows * depth, "x_image": 0, "x_row": 0, "x_pixel": pixel}
+    sizes |= {"depth": depth, "x_group": rows * depth, "x_image": 0, "x_row": 0, "x_pixel": depth}
     sizes |= {"w_group": panels * depth * PANEL}
     return sizes | {"y_group": rows * columns, "y_image": 0, "y_row": 0, "y_pixel": columns}
 
@@ -193,7 +177,7 @@ def conv2d_sizes(
         runs = (kh, down, kw, across, channels)
     panels = (columns + (PANEL - 1)) // PANEL
     sizes = {"groups": groups, "images": shape[0], "height": shape[1], "width": shape[2]}
-    sizes |= {"columns": columns, "x_depth": 1}
+    sizes |= {"columns": columns}
     sizes |= zip(("outer", "outer_step", "inner", "inner_step", "depth"), runs)
     sizes |= {"x_group": channels, "x_image": image}
     sizes |= {"x_row": row * stride[0], "x_pixel": pixel * stride[1]}
@@ -208,30 +192,22 @@ def _source(contraction: Contraction) -> str:
     """The kernel's source, its name left open as `{name}`."""
     fulls = [operand.name for operand in contraction.epilogue.fulls]
     pointers = ["x", "w", "y", *(operand.name for operand in contraction.epilogue.operands)]
-    arguments = ", ".join([*pointers, "scratch", *contraction.sizes, "thread", "threads"])
+    arguments = ", ".join([*pointers, *contraction.sizes, "thread", "threads"])
     tile, bytes = contraction.tiles[0], _BYTES[contraction.dtype]
     return f'''def {{name}}({arguments}):
+    # Rows that evict each other from the cache are taken fewer at a time.
+    aliased = mod(x_pixel * {bytes}, {ALIAS}) == 0
+    most = {-(-tile.rows // 2)} if aliased else {tile.rows}
     # Rows are cut into tiles of equal size, the first `longer` of them one longer; columns into parts.
     pixels = images * height * width
-    few = mod(x_pixel * {bytes}, {ALIAS}) == 0 and outer * inner > {int(__import__('os').environ.get('FEW','1'))}
-    cut = {(tile.rows + 1) // 2} if few else {tile.rows}
-    tiles = div(pixels + cut - 1, cut) if pixels > 0 else 1
+    tiles = div(pixels + most - 1, most) if pixels > 0 else 1
     size = div(pixels, tiles)
     longer = pixels - size * tiles
+    blocks = div(tiles * most + {BLOCK - 1}, {BLOCK})
     parts = div(columns + {tile.columns - 1}, {tile.columns})
     chains = div(depth + {CHAIN - 1}, {CHAIN}) if depth > 0 else 1
     chunk = div(depth + chains - 1, chains)
     panel = outer * inner * depth * {PANEL}
-    panels = div(columns + {PANEL - 1}, {PANEL})
-    # Rows that would evict each other from the cache, or have gaps, are first copied.
-    pitch = depth + {SHIFT // bytes}
-    alias = {bool(int(__import__('os').environ.get('FEW','1')))} and mod(x_pixel * {bytes}, {ALIAS}) == 0 and size > 8 and parts > 2
-    gather = x_depth != 1 or (alias and outer * inner == 1)
-    most = div({GATHERED}, {tile.rows} * pitch) if gather else {-(-BLOCK // tile.rows)}
-    most = most if most > 1 else 1
-    most = most if most < {-(-BLOCK // tile.rows)} else {-(-BLOCK // tile.rows)}
-    blocks = div(tiles + most - 1, most)
-    copied = at(scratch, thread * most * {tile.rows} * pitch)
 {_tables(["x", "y", *fulls], tile.rows)}
     # Units of work, one tile each, in the order of the loops; every thread takes equally many.
     units = groups * parts * tiles if pixels > 0 else 0
@@ -242,18 +218,6 @@ def _source(contraction: Contraction) -> str:
         for block in range(blocks):
             first = div(tiles * block, blocks)
             last = div(tiles * (block + 1), blocks)
-            start = first * size + (first if first < longer else longer)
-            if gather and begin < unit + parts * (last - first) and end > unit:
-                stop = last * size + (last if last < longer else longer)
-                for near in range(0, depth, 64):
-                    far = near + 64 if near + 64 < depth else depth
-                    for p in range(start, stop):
-                        line = div(p, width)
-                        n = div(line, height)
-                        source = g * x_group + n * x_image + (line - n * height) * x_row + (p - line * width) * x_pixel
-                        target = (p - start) * pitch
-                        for c in range(near, far):
-                            copied[target + c] = x[source + c * x_depth]
             for part in range(parts):
                 low = first + begin - unit
                 low = low if low > first else first
@@ -275,7 +239,6 @@ def _source(contraction: Contraction) -> str:
                         if not straight:
 {_bend(["x", "y", *fulls])}
 {_call(contraction)}
-                        pixel += rows
                         v += rows
                         while v >= width:
                             v -= width
@@ -290,10 +253,8 @@ def _tables(names: Iterable[str], rows: int) -> str:
     """Tables of offsets: of rows in one line of an image, and room for rows across its end."""
     lines = []
     for name in names:
-        step = "pitch if gather else x_pixel" if name == "x" else f"{name}_pixel"
         lines += [f"{name}_line = local({rows}, i64)", f"{name}_bent = local({rows}, i64)"]
-        lines += [f"{name}_step = {step}", f"for i in range({rows}):"]
-        lines += [f"    {name}_line[i] = i * {name}_step"]
+        lines += [f"for i in range({rows}):", f"    {name}_line[i] = i * {name}_pixel"]
     return indent("\n".join(lines), " " * 4)
 
 
@@ -318,8 +279,7 @@ def _call(contraction: Contraction) -> str:
     def place(name: str) -> str:
         return f"g * {name}_group + n * {name}_image + h * {name}_row + v * {name}_pixel"
 
-    lines = [f"x_base = at(copied, (pixel - start) * pitch) if gather else at(x, {place('x')})"]
-    lines += ["x_rows = x_line if straight or gather else x_bent"]
+    lines = [f"x_base = at(x, {place('x')})", "x_rows = x_line if straight else x_bent"]
     written = ["y", *(operand.name for operand in epilogue.fulls)]
     for name in written:
         lines += [f"{name}_base = at({name}, {place(name)} + column)"]

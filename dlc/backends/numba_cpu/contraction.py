@@ -15,16 +15,14 @@ from dlc.backends.numba_cpu.contract import (
     conv2d_sizes,
     is_narrow,
     matmul_sizes,
-    scratch_elements,
 )
 from dlc.backends.numba_cpu.depthwise import depthwise_kernel
 from dlc.backends.numba_cpu.tiles import Epilogue, Operand
-from dlc.backends.numba_cpu.writer import SCRATCH, KernelSource, Value, literal, scalar_text
+from dlc.backends.numba_cpu.writer import KernelSource, Value, literal, scalar_text
 from dlc.ir.node import Node
 from dlc.ir.plan import Layout
 from dlc.ir.schedule import Group
-from dlc.ir.sizes import Size, as_size, bounds
-from dlc.ir.types import ITEMSIZE
+from dlc.ir.sizes import Size, as_size
 
 Layouts = Mapping[Node, Layout]
 
@@ -42,12 +40,11 @@ def contract_kernel(group: Group, layouts: Layouts, isa: Isa) -> KernelSource:
     contraction = Contraction(isa, dtype, epilogue, narrow)
     kernel = contraction.kernel
     x, w = group.anchor.inputs
-    args: list[Any] = [Value(x, start), Value(w), Value(group.outputs[0]), *map(Value, operands.values()), SCRATCH]
-    args += [sizes[name] for name in contraction.sizes]
-    depth = bounds(as_size(sizes["depth"]))[1]
-    nbytes = scratch_elements(isa, dtype, depth) * ITEMSIZE[dtype]
+    named: dict[str, Any] = {"x": Value(x, start), "w": Value(w), "y": Value(group.outputs[0]), **sizes}
+    named |= {operand.name: Value(node) for operand, node in operands.items()}
+    args = tuple(named[param.name] for param in kernel.params)
     externs = tuple(tile.extern for tile in kernel.tiles)
-    return KernelSource(kernel.name, kernel.source, kernel.params, tuple(args), externs, kernel.tiles, nbytes)
+    return KernelSource(kernel.name, kernel.source, kernel.params, args, externs, kernel.tiles)
 
 
 def epilogue_of(group: Group) -> tuple[Epilogue, dict[Operand, Node]]:

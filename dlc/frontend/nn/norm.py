@@ -15,14 +15,14 @@ from dlc.frontend import functional as F
 from dlc.frontend.module import Module
 from dlc.frontend.nn.linear import check_counts
 from dlc.frontend.parameter import Parameter
-from dlc.frontend.scope import active
+from dlc.frontend.scope import here
 from dlc.ir.node import Node
 from dlc.ir.sizes import shape_text
 from dlc.ir.types import as_dtype
 
 
-class _BatchNorm(Module):
-    """What batch norms share.
+class BatchNorm(Module):
+    """What batch norms share: each channel to mean 0 and variance 1, then scaled and shifted.
 
     Parameters
     ----------
@@ -66,14 +66,11 @@ class _BatchNorm(Module):
     def forward(self, input: Node) -> Node:
         """Same shape as the input."""
         self._check(input)
-        momentum = 0.0 if self.momentum is None else self.momentum
+        momentum = self.momentum
         if self.training and self.track_running_stats:
             self.num_batches_tracked = self.num_batches_tracked + 1
-            if self.momentum is None:
-                scope = active()
-                assert scope is not None
-                count = scope.value(self.num_batches_tracked)
-                momentum = 1.0 / count.to(self.running_mean.dtype)
+            if momentum is None:  # a plain average of all batches so far
+                momentum = 1.0 / self.num_batches_tracked.to(self.running_mean.dtype)
         return F.batch_norm(
             input,
             self.running_mean,
@@ -81,7 +78,7 @@ class _BatchNorm(Module):
             self.weight,
             self.bias,
             training=self.training or not self.track_running_stats,
-            momentum=momentum,
+            momentum=0.0 if momentum is None else momentum,
             eps=self.eps,
         )
 
@@ -89,9 +86,7 @@ class _BatchNorm(Module):
         if input.ndim not in self.ranks:
             ranks = " or ".join(map(str, self.ranks))
             subject, got = type(self).__name__, shape_text(input.shape)
-            scope = active()
-            where = scope.place() if scope is not None else ""
-            raise ShapeError(explain(subject, f"an input of {ranks} axes", got, where=where))
+            raise ShapeError(explain(subject, f"an input of {ranks} axes", got, where=here()))
 
     def extra_repr(self) -> str:
         return (
@@ -100,13 +95,15 @@ class _BatchNorm(Module):
         )
 
 
-class BatchNorm1d(_BatchNorm):
-    __doc__ = f"Batch norm of (N, C) or (N, C, L).\n{(_BatchNorm.__doc__ or '').partition('.')[2]}"
+class BatchNorm1d(BatchNorm):
+    """Batch norm of (N, C) or (N, C, L); `BatchNorm` explains the parameters."""
+
     ranks = (2, 3)
 
 
-class BatchNorm2d(_BatchNorm):
-    __doc__ = f"Batch norm of images (N, C, H, W).\n{(_BatchNorm.__doc__ or '').partition('.')[2]}"
+class BatchNorm2d(BatchNorm):
+    """Batch norm of images (N, C, H, W); `BatchNorm` explains the parameters."""
+
     ranks = (4,)
 
 
@@ -148,6 +145,5 @@ class LayerNorm(Module):
 
     def extra_repr(self) -> str:
         return (
-            f"{self.normalized_shape}, eps={self.eps}, "
-            f"elementwise_affine={self.elementwise_affine}"
+            f"{self.normalized_shape}, eps={self.eps}, elementwise_affine={self.elementwise_affine}"
         )

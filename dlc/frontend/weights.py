@@ -1,0 +1,104 @@
+"""Weights in files: a state dict as safetensors, which PyTorch's tools read and write too.
+
+A file is written beside its final name and renamed, so that a full disk or a crash leaves the old
+file whole; a file is checked against the model before any of the model changes.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from dlc.errors import ExecutionError, WeightsError
+from dlc.frontend.module import LoadResult, Module
+
+#: A path of a safetensors file, a state dict, or None for random values.
+Weights = str | os.PathLike[str] | Mapping[str, Any] | None
+
+M = TypeVar("M", bound=Module)
+
+
+def save_weights(model: Module, path: str | os.PathLike[str]) -> None:
+    """Write a model's state dict to a safetensors file, whole or not at all.
+
+    Parameters
+    ----------
+    model : Module
+    path : path
+        Replaced if it exists; its folder must exist.
+
+    Raises
+    ------
+    ExecutionError
+        The file cannot be written (no space, no permission); an older one is as it was.
+    """
+    path = os.fspath(path)
+    folder, name = os.path.split(os.path.abspath(path))
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=folder) as aside:
+            written = os.path.join(aside, name)
+            save_file(model.state_dict(), written)
+            _to_disk(written)
+            os.replace(written, path)
+    except (OSError, SafetensorError) as error:
+        message = (
+            f"cannot write the weights to {path!r}: {error}; what was there before is unchanged"
+        )
+        raise ExecutionError(message) from error
+
+
+def _to_disk(path: str) -> None:
+    """Wait until a file's bytes are on the disk: only then may it take another's name."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+def load_weights(model: Module, path: str | os.PathLike[str], strict: bool = True) -> LoadResult:
+    """Load a safetensors file into a model.
+
+    Parameters
+    ----------
+    model : Module
+    path : path
+    strict : bool
+        Refuse names that are missing or unexpected.
+
+    Returns
+    -------
+    LoadResult
+        ``missing_keys`` and ``unexpected_keys``.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such file.
+    WeightsError
+        It is no complete safetensors file, or does not fit the model; nothing was loaded.
+    """
+    return model.load_state_dict(read_weights(path), strict)
+
+
+def read_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray[Any, Any]]:
+    """The arrays of a safetensors file, by name."""
+    path = os.fspath(path)
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        message = f"{path!r} is no complete safetensors file: {error}; copy or download it again"
+        raise WeightsError(message) from None
+
+
+def with_weights(model: M, weights: Weights) -> M:
+    """A model with weights from a file or a state dict, or as it is."""
+    if isinstance(weights, Mapping):
+        model.load_state_dict(weights)
+    elif weights is not None:
+        load_weights(model, weights)
+    return model
