@@ -25,6 +25,8 @@ from dlc.ir.sizes import bounds
 from dlc.runtime import cache as disk
 from dlc.runtime import threads as machine
 from dlc.runtime.executable import Executable, Kernel
+from dlc.runtime.loader import Linked
+from dlc.runtime.pool import ENTRIES, Pool, shared
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
 logger = logging.getLogger("dlc.driver")
@@ -72,13 +74,26 @@ def compile(
     traced = trace(function, *specs)
     sources: Mapping[str, Any] = traced.parameters
     if freeze:
-        sources = {name: _Frozen(variable.numpy().copy()) for name, variable in sources.items()}
-    graph = optimise(traced.graph, opt, max(verify, config.get("verify")))
+        sources = {name: _Frozen(variable.numpy()) for name, variable in sources.items()}
+    return _executable(traced, sources, target, opt, threads, max(verify, config.get("verify")))
+
+
+def _executable(
+    traced: Traced,
+    sources: Mapping[str, Any],
+    target: str = "cpu",
+    opt: str = "O2",
+    threads: int | None = None,
+    verify: int = 0,
+) -> Executable:
+    optimised = functools.cache(lambda: optimise(traced.graph, opt, verify))
     if target == "reference":
-        runner, kernels = _Reference(graph), ()
+        runner, kernels = _Reference(optimised()), ()
     else:
-        runner, kernels = _native(graph, threads)
-    return Executable(graph, runner, kernels, sources, _flattener(traced), _finisher(traced), latest_version)
+        runner, kernels = _native(traced.graph, optimised, (opt, verify), threads)
+    return Executable(
+        optimised, runner, kernels, sources, _flattener(traced), _finisher(traced), latest_version
+    )
 
 
 def optimise(graph: Graph, opt: str = "O2", verify: int = 0) -> Graph:
@@ -117,21 +132,26 @@ class _Reference:
         return reference.run(self._graph, {**self._parameters, **named})
 
 
-def _native(graph: Graph, threads: int | None) -> tuple[Any, tuple[Kernel, ...]]:
+def _native(
+    graph: Graph, optimised: Callable[[], Graph], options: tuple[object, ...], threads: int | None
+) -> tuple[Any, tuple[Kernel, ...]]:
+    """A runner of native code; a graph that was compiled before comes whole from the cache, without any pass."""
     from dlc.backends.native.isa import host
-    from dlc.passes.schedule import schedule
+    from dlc.runtime.bundle import pack, unpack
     from dlc.runtime.loader import link
     from dlc.runtime.runner import Runner
 
     isa = host()
-    key = ("plan", graph.structure_key(), isa.name)
-    from dlc.backends.numba_cpu.lower import Lowering
 
-    prepare, main, prepared = schedule(graph)
-    compiled = Lowering(isa, _cached).compile(prepare, main, prepared)
+    def build() -> bytes:
+        from dlc.backends.numba_cpu.lower import Lowering
+        from dlc.passes.schedule import schedule
+
+        return pack(Lowering(isa, _cached).compile(*schedule(optimised())))
+
+    compiled = unpack(_cached(("model", graph.structure_key(), options, isa.name), build))
     linked = link(list(compiled.objects.values()), compiled.plan.kernels)
     runner = Runner(compiled.plan, linked, _pool(machine.count(threads)), compiled.constants)
-    del key
     return runner, _kernels(compiled.plan, compiled.sources)
 
 
@@ -141,16 +161,21 @@ def _cached(parts: Sequence[object], make: Callable[[], bytes]) -> bytes:
     return disk.default().get_or(key, make)
 
 
-@functools.cache
-def _pool(threads: int) -> Any:
-    from dlc.backends.native import interpreter
-    from dlc.backends.native.isa import host
-    from dlc.runtime.loader import link
-    from dlc.runtime.pool import ENTRIES, Pool
+def _pool(threads: int) -> Pool:
+    """The process-wide pool of a number of threads."""
 
-    isa = host()
-    code = _cached(("interpreter", isa.name), lambda: interpreter.build(isa))
-    return Pool(link([code], ENTRIES), threads)
+    def load() -> Linked:
+        from dlc.backends.native import isa
+        from dlc.runtime.loader import link
+
+        def build() -> bytes:
+            from dlc.backends.native import interpreter
+
+            return interpreter.build(isa.host())
+
+        return link([_cached(("interpreter", isa.host().name), build)], ENTRIES)
+
+    return shared(threads, load)
 
 
 def _kernels(plan: Plan, sources: Mapping[str, str]) -> tuple[Kernel, ...]:
@@ -214,10 +239,7 @@ class _Calls:
 def compile_call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Executable:
     """Compile a function for the arguments of one call."""
     traced = trace(function, *args, **kwargs)
-    runner, kernels = _native(optimise(traced.graph), None)
-    return Executable(
-        traced.graph, runner, kernels, traced.parameters, _flattener(traced), _finisher(traced), latest_version
-    )
+    return _executable(traced, traced.parameters)
 
 
 def jit(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,4 +1,4 @@
-"""Elementary functions and expressions: their error, their special values, scalar and vector alike."""
+"""Elementary functions and expressions: errors, special values, scalars and vectors alike."""
 
 import ctypes
 import importlib.util
@@ -156,7 +156,7 @@ def _c_pow(x, y):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("isa", runnable(), ids=lambda isa: isa.name)
 def test_vectors_scalars_and_kernels_give_the_same_bits(isa, dtype, rng):
-    x, w, v = (rng.normal(0, 3, 512).astype(dtype) for _ in range(3))
+    x, w = (rng.normal(0, 3, 512).astype(dtype) for _ in range(2))
     x[:49] = np.resize(_specials(dtype), 49)
     for name, (arity, _) in FUNCTIONS.items():
         if name == "isnan":
@@ -237,16 +237,12 @@ def test_expressions_that_are_not_pointwise(expression, message):
         emitted(lambda e, a: emit_expression(e, expression, {"a": a}), 1, "float32", isa, 0)
 
 
-def test_a_level_without_fma_multiplies_and_adds(rng):
-    a, b = rng.normal(size=(2, 256))
-    text = emitted(lambda e, p, q: e.fma(p, q, e.constant(-1.0)), 2, "float64", runnable()[0], 2)
-    assert "llvm.fma" in text or not runnable()[0].fma
-    level = LEVELS["x86-64-v2"]
-    plain = objects.assembly(
-        emitted(lambda e, p, q: e.fma(p, q, e.constant(-1.0)), 2, "float64", level, 2), ["f"], level
-    )
-    assert "mulpd" in plain
-    assert "fma" not in plain
+def test_a_level_without_fma_multiplies_and_adds():
+    isa = LEVELS["x86-64-v2"]
+    text = emitted(lambda e, p, q: e.fma(p, q, e.constant(-1.0)), 2, "float64", isa, 2)
+    code = objects.assembly(text, ["f"], isa)
+    assert "mulpd" in code
+    assert "fma" not in code
 
 
 @pytest.mark.parametrize("name", ["x86-64-v3", "x86-64-v4", "aarch64"])

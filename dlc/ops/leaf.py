@@ -14,14 +14,14 @@ from dlc.ir.op import Array, ErrorSample, Kind, OpDef, Sample
 from dlc.ir.sizes import Size, as_size, bounds
 from dlc.ir.types import DTYPES, TensorType, TupleType, Type, as_dtype, tensor
 
-ROLES = ("parameter", "buffer")
+ROLES = ("parameter", "buffer", "prepared")
 
 
 def _named(name: str, dtype: object, shape: Any, **rest: Any) -> dict[str, Any]:
     if not isinstance(name, str) or not name:
         raise ArgumentError(f"expects a name, got {name!r}")
     if rest.get("role", ROLES[0]) not in ROLES:
-        raise ArgumentError(f"expects the role {' or '.join(ROLES)}, got {rest['role']!r}")
+        raise ArgumentError(f"expects the role {', '.join(ROLES)}, got {rest['role']!r}")
     return {"name": name, "dtype": as_dtype(dtype), "shape": tensor(dtype, shape).shape, **rest}
 
 

@@ -60,15 +60,13 @@ class Executable:
 
     Attributes
     ----------
-    graph : Graph
-        What it computes, after the passes.
     kernels : tuple of Kernel
         In the order in which they run.
     """
 
     def __init__(
         self,
-        graph: Any,
+        graph: Callable[[], Any],
         runner: Runs,
         kernels: Sequence[Kernel],
         sources: Mapping[str, Source],
@@ -76,12 +74,17 @@ class Executable:
         finish: Callable[[Sequence[Array]], Any],
         newest: Callable[[], int],
     ):
-        self.graph = graph
+        self._graph = graph
         self.kernels = tuple(kernels)
         self._runner, self._sources = runner, sources
         self._flatten, self._finish, self._newest = flatten, finish, newest
         self._seen = -1
         self._versions: tuple[int, ...] | None = None
+
+    @property
+    def graph(self) -> Any:
+        """The graph after the passes (made now, if the compiled code came from the cache)."""
+        return self._graph()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run on arrays of the declared shapes and element types.

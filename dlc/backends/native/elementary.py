@@ -32,8 +32,8 @@ _BITS_SQRT_HALF = {"float32": 0x3F3504F3, "float64": 0x3FE6A09E667F3BCD}
 
 def exp(e: Arithmetic, x: Value) -> Value:
     """e^x; underflow is gradual."""
-    n, r = _exp_reduce(e, e.clamp(x, _EXP_LOW[e.dtype], _EXP_HIGH[e.dtype]))
-    return _scale(e, e.add(e.constant(1.0), _exp_minus_one(e, r)), n)
+    n, r, rest = _exp_reduce(e, e.clamp(x, _EXP_LOW[e.dtype], _EXP_HIGH[e.dtype]))
+    return _scale(e, e.add(e.constant(1.0), _exp_minus_one(e, r, rest)), n)
 
 
 def expm1(e: Arithmetic, x: Value) -> Value:
@@ -80,8 +80,8 @@ def erf(e: Arithmetic, x: Value) -> Value:
     one = e.constant(1.0)
     near = e.fma(a, e.horner(e.mul(a, a), _coefficients(e, "erf_small")), a)
     power = e.horner(e.sub(a, e.constant(2.0)), _coefficients(e, "erfc_log"))
-    n, r = _exp_reduce(e, power)
-    complement = e.mul(e.add(one, _exp_minus_one(e, r)), _power_of_two(e, n))
+    n, r, rest = _exp_reduce(e, power)
+    complement = e.mul(e.add(one, _exp_minus_one(e, r, rest)), _power_of_two(e, n))
     result = e.select(e.compare("<", a, one), near, e.sub(one, complement))
     return e.copysign(result, x)
 
@@ -160,24 +160,28 @@ def _scale(e: Arithmetic, p: Value, n: Value) -> Value:
     return e.mul(p, _power_of_two(e, e.sub(n, first)))
 
 
-def _exp_reduce(e: Arithmetic, x: Value) -> tuple[Value, Value]:
-    """n and r with x = n ln 2 + r, |r| <= ln 2 / 2; n times the high part of ln 2 is exact."""
-    high, low = _coefficients(e, "ln2")
+def _exp_reduce(e: Arithmetic, x: Value) -> tuple[Value, Value, Value]:
+    """n, r and rest with x = n ln 2 + r + rest: |r| <= ln 2 / 2, rest is what r rounds off.
+
+    n times the high part of ln 2 is exact, and so is its difference from x.
+    """
+    high, low = (e.constant(-part) for part in _coefficients(e, "ln2"))
     n = _nearest(e, x, 1 / math.log(2))
-    r = e.fma(n, e.constant(-high), x)
-    return n, e.fma(n, e.constant(-low), r)
+    exact = e.fma(n, high, x)
+    r = e.fma(n, low, exact)
+    return n, r, e.fma(n, low, e.sub(exact, r))
 
 
-def _exp_minus_one(e: Arithmetic, r: Value) -> Value:
-    """e^r - 1 for a reduced r."""
-    return e.fma(e.mul(r, r), e.horner(r, _coefficients(e, "exp")), r)
+def _exp_minus_one(e: Arithmetic, r: Value, rest: Value) -> Value:
+    """e^(r + rest) - 1 for a reduced r and a rest that is nothing beside 1."""
+    return e.add(r, e.fma(e.mul(r, r), e.horner(r, _coefficients(e, "exp")), rest))
 
 
 def _expm1(e: Arithmetic, x: Value) -> Value:
     """2^n (e^r - 1) + (2^n - 1), at half size so that n may be the largest exponent and one."""
-    n, r = _exp_reduce(e, x)
+    n, r, rest = _exp_reduce(e, x)
     half = _power_of_two(e, e.sub(n, e.constant(1.0)))
-    result = e.fma(half, _exp_minus_one(e, r), e.sub(half, e.constant(0.5)))
+    result = e.fma(half, _exp_minus_one(e, r, rest), e.sub(half, e.constant(0.5)))
     return e.add(result, result)
 
 
@@ -355,12 +359,13 @@ def _pow_double(e: Arithmetic, x: Value, y: Value) -> Value:
     high, low = _log_double(e, a)
     # Beyond 2^66 every power of every number but 1 is 0 or infinite.
     y = e.clamp(y, -(2.0**66), 2.0**66)
-    product, rest = _product(e, y, high)
-    rest = e.fma(y, low, rest)
+    product, tail = _product(e, y, high)
+    tail = e.fma(y, low, tail)
     power = e.clamp(product, _EXP_LOW[e.dtype], _EXP_HIGH[e.dtype])
-    rest = e.select(e.compare("==", power, product), rest, zero)
-    n, r = _exp_reduce(e, power)
-    result = _scale(e, e.add(e.constant(1.0), _exp_minus_one(e, e.add(r, rest))), n)
+    tail = e.select(e.compare("==", power, product), tail, zero)
+    n, r, rest = _exp_reduce(e, power)
+    result = _exp_minus_one(e, e.add(r, tail), rest)
+    result = _scale(e, e.add(e.constant(1.0), result), n)
     rising = e.compare(">", y, zero)
     result = e.select(e.compare("==", a, zero), e.select(rising, zero, infinity), result)
     return e.select(e.compare("==", a, infinity), e.select(rising, infinity, zero), result)

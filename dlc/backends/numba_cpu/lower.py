@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 from dlc.backends.native.frontend import lower
 from dlc.backends.native.isa import Isa
@@ -22,36 +22,15 @@ from dlc.backends.numba_cpu.opaque import opaque_kernel
 from dlc.backends.numba_cpu.reduce import reduce_kernel
 from dlc.backends.numba_cpu.window import window_kernel
 from dlc.backends.numba_cpu.writer import HEADER, SCRATCH, KernelSource, Start, Value
-from dlc.ir.graph import Graph
 from dlc.ir.node import Node
 from dlc.ir.op import Kind
 from dlc.ir.plan import Address, Arg, Buffer, Layout, Plan, Scratch, Step
 from dlc.ir.schedule import Group, Schedule
-from dlc.ir.sizes import Size, as_size, product
+from dlc.ir.sizes import Size, as_size
 from dlc.ir.types import TensorType
+from dlc.runtime.bundle import Compiled
 
 logger = logging.getLogger("dlc.backends.numba_cpu")
-
-
-class Cache(Protocol):
-    """What lowering needs of a cache."""
-
-    def get_or(self, key: str, make: Callable[[], bytes]) -> bytes:
-        """The stored bytes under ``key``, or what ``make`` gives, stored."""
-
-
-@dataclass(frozen=True)
-class Compiled:
-    """A plan with its machine code.
-
-    ``objects`` holds relocatable objects by the symbol that they define, ``sources`` the Python source of each kernel,
-    ``constants`` the arrays of the plan's constant buffers by name.
-    """
-
-    plan: Plan
-    objects: dict[str, bytes]
-    sources: dict[str, str]
-    constants: dict[str, Any]
 
 
 @dataclass
@@ -183,11 +162,6 @@ def compile_kernel(kernel: KernelSource, isa: Isa) -> bytes:
     logger.debug("compiling %s for %s", kernel.name, isa.name)
     text = lower(kernel.source, kernel.name, kernel.params, isa, kernel.externs)
     return build(text, [kernel.name], isa, [extern.name for extern in kernel.externs])
-
-
-def constants_of(graph: Graph) -> Iterable[Node]:
-    """The array constants of a graph."""
-    return (node for node in graph.nodes if node.op.name == "constant" and product(node.shape) != 1)
 
 
 def _larger(a: Any, b: Any) -> Any:

@@ -20,89 +20,32 @@ Chains make the error grow with CHAIN rather than with the length of the sum.
 
 from __future__ import annotations
 
-import ast
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from llvmlite import ir
 
-from dlc.backends.native.emit import Emitter, emit_expression
 from dlc.backends.native.frontend import Extern, Param
 from dlc.backends.native.isa import Isa
 from dlc.backends.native.python_twin import python_namespace
-from dlc.errors import CompileError
+from dlc.backends.numba_cpu.vectors import (
+    POINTER,
+    WORD,
+    Epilogue,
+    VectorFunction,
+    declare,
+    declare_internal,
+    word,
+)
 
 #: Columns of a panel of packed weights, whatever the level; narrow vectors read a part of one.
 PANEL = 32
 #: The longest chain of multiply-adds.
 CHAIN = 256
-#: Most rows of a tile of two vectors. Accumulators are twice as many; the rest holds the columns'
-#: weights, a broadcast element and, without FMA, a product.
+#: Most rows of a tile. Two vectors of columns make twice as many accumulators; the other registers
+#: hold the columns' weights, a broadcast element and, without FMA, a product.
 ROWS = {"x86-64-v2": 4, "x86-64-v3": 6, "x86-64-v4": 14, "aarch64": 12}
-#: Expressions of more operations are emitted once, in a loop, rather than for each accumulator.
-SHORT = 8
-_CALLS = frozenset({"relu", "abs", "fma", "fmax", "fmin"})
-
-_WORD = ir.IntType(64)
-_LANE = ir.IntType(32)
-_POINTER = ir.PointerType()
-
-
-@dataclass(frozen=True)
-class Operand:
-    """A value in an epilogue besides `acc`.
-
-    Attributes
-    ----------
-    name : str
-        Its name in the expression, and of its parameter.
-    kind : str
-        "column": one element per column, contiguous. "full": one per row and column, contiguous
-        along columns; its rows have a table of offsets of their own.
-    """
-
-    name: str
-    kind: str
-
-    def __post_init__(self) -> None:
-        if self.kind not in ("column", "full"):
-            raise CompileError(f"operand {self.name} is a column or full, not {self.kind!r}")
-
-
-@dataclass(frozen=True)
-class Epilogue:
-    """What becomes of the sum at the store.
-
-    Attributes
-    ----------
-    expression : str
-        Over `acc`, the operands' names and numbers, as `emit.emit_expression` reads it.
-    operands : tuple of Operand
-        A full operand may be `y` itself: `acc + y` accumulates.
-    """
-
-    expression: str = "acc"
-    operands: tuple[Operand, ...] = ()
-
-    @property
-    def columns(self) -> tuple[Operand, ...]:
-        """The operands of kind "column"."""
-        return tuple(operand for operand in self.operands if operand.kind == "column")
-
-    @property
-    def fulls(self) -> tuple[Operand, ...]:
-        """The operands of kind "full"."""
-        return tuple(operand for operand in self.operands if operand.kind == "full")
-
-    @property
-    def short(self) -> bool:
-        """Whether the expression is cheap enough to be repeated for every accumulator."""
-        nodes = list(ast.walk(ast.parse(self.expression, mode="eval")))
-        calls = {ast.unparse(node.func) for node in nodes if isinstance(node, ast.Call)}
-        operations = sum(isinstance(node, ast.operator | ast.Call | ast.Compare) for node in nodes)
-        return calls <= _CALLS and operations <= SHORT
 
 
 @dataclass(frozen=True)
@@ -141,11 +84,9 @@ class Tile:
 
     @property
     def name(self) -> str:
-        """The symbol: level and shape in words, the epilogue as a digest."""
-        identity = repr((self.dtype, self.epilogue)).encode()
-        digest = hashlib.sha256(identity).hexdigest()[:12]
+        """The symbol: level and shape in words, what else there is as a digest."""
         level = self.isa.name.replace("-", "_")
-        return f"tile_{level}_{self.rows}x{self.vectors}_{digest}"
+        return f"tile_{level}_{self.rows}x{self.vectors}_{self.epilogue.digest(self.dtype)}"
 
     @property
     def params(self) -> tuple[Param, ...]:
@@ -167,23 +108,19 @@ class Tile:
         return Extern(self.name, self.params)
 
     def text(self) -> str:
-        """The LLVM module that defines it: one body for each number of rows, and a switch."""
+        """The LLVM module that defines it: a body for each number of rows, and a switch."""
         module = ir.Module(self.name)
-        kinds = [_POINTER if param.is_pointer else _WORD for param in self.params]
-        kind = ir.FunctionType(ir.VoidType(), kinds)
-        entry = ir.Function(module, kind, self.name)
+        entry = declare(module, self.name, self.params)
         builder = ir.IRBuilder(entry.append_basic_block("entry"))
         done = entry.append_basic_block("done")
         switch = builder.switch(entry.args[0], done)
         for rows in range(1, self.rows + 1):
-            function = ir.Function(module, kind, f"{self.name}.{rows}")
-            function.linkage = "internal"
-            function.attributes.add("noinline")
-            _Body(self, function, rows).emit()
+            body = declare_internal(module, f"{self.name}.{rows}", self.params)
+            _Body(self, body, rows).emit()
             block = entry.append_basic_block(f"rows_{rows}")
-            switch.add_case(_word(rows), block)
+            switch.add_case(word(rows), block)
             builder.position_at_end(block)
-            builder.call(function, entry.args, tail="tail")
+            builder.call(body, entry.args, tail="tail")
             builder.ret_void()
         builder.position_at_end(done)
         builder.ret_void()
@@ -222,32 +159,21 @@ def _sum(arg: dict[str, Any], i: int, j: int) -> Any:
     return total
 
 
-def _word(value: int) -> ir.Constant:
-    return ir.Constant(_WORD, value)
-
-
-class _Body:
+class _Body(VectorFunction):
     """Emits the function for one number of rows."""
 
     def __init__(self, tile: Tile, function: ir.Function, rows: int) -> None:
-        self.tile, self.function, self.rows = tile, function, rows
-        self.lanes = tile.isa.lanes(tile.dtype)
-        self.element = ir.FloatType() if tile.dtype == "float32" else ir.DoubleType()
-        self.vector = ir.VectorType(self.element, self.lanes)
-        self.zero = ir.Constant(self.vector, None)
-        self.bytes = 4 if tile.dtype == "float32" else 8
-        self.builder = ir.IRBuilder(function.append_basic_block("entry"))
-        self.emitter = Emitter(self.builder, self.vector, tile.isa)
-        self.arg = {param.name: value for param, value in zip(tile.params, function.args)}
+        super().__init__(function, tile.params, tile.isa, tile.dtype, tile.epilogue)
+        self.tile, self.rows = tile, rows
         self.count = rows * tile.vectors
-        self.sums = self.builder.alloca(self.vector, _word(self.count))
+        self.sums = self.builder.alloca(self.vector, word(self.count))
         self.sums.align = 64
 
     def emit(self) -> None:
         """The whole function: the sum, then the store."""
         acc = self.contract()
         whole, part = self.blocks("whole", "part")
-        full = self.builder.icmp_signed(">=", self.arg["columns"], _word(self.tile.columns))
+        full = self.builder.icmp_signed(">=", self.arg["columns"], word(self.tile.columns))
         self.builder.cbranch(full, whole, part)
         self.builder.position_at_end(whole)
         if self.tile.epilogue.short:
@@ -271,20 +197,20 @@ class _Body:
         )
         rows = [self.at(arg["x"], self.offset("x", i)) for i in range(self.rows)]
         products = b.mul(b.mul(arg["outer"], arg["inner"]), arg["depth"])
-        folded = b.icmp_signed(">", products, _word(CHAIN))
+        folded = b.icmp_signed(">", products, word(CHAIN))
         b.cbranch(folded, clear, start)
         b.position_at_end(clear)
         for i in range(self.count):
             self.store(self.zero, self.sum(i))
         b.branch(start)
         b.position_at_end(start)
-        b.cbranch(b.icmp_signed(">", products, _word(0)), run, finish)
+        b.cbranch(b.icmp_signed(">", products, word(0)), run, finish)
 
         b.position_at_end(run)
         place = _Place(self)
-        w, chain = self.phi(_POINTER), self.phi(_WORD)
+        w, chain = self.phi(POINTER), self.phi(WORD)
         acc = [self.phi(self.vector) for _ in range(self.count)]
-        self.feed([w, chain, *acc], [arg["w"], _word(0), *[self.zero] * self.count], start)
+        self.feed([w, chain, *acc], [arg["w"], word(0), *[self.zero] * self.count], start)
         count = place.enter(start)
         w_next, sums = self.chunk_loop([self.at(row, place.x) for row in rows], w, acc, count, run)
 
@@ -293,7 +219,7 @@ class _Body:
         chain_next = b.add(chain, count)
         b.cbranch(more, advance, last)
         b.position_at_end(advance)
-        too_long = b.icmp_signed(">", b.add(chain_next, place.next_count()), _word(CHAIN))
+        too_long = b.icmp_signed(">", b.add(chain_next, place.next_count()), word(CHAIN))
         b.cbranch(too_long, fold, run)
         self.feed([w, chain, *acc], [w_next, chain_next, *sums], advance)
         place.again(advance)
@@ -301,7 +227,7 @@ class _Body:
         for i, value in enumerate(sums):
             self.store(b.fadd(self.load(self.sum(i)), value), self.sum(i))
         b.branch(run)
-        self.feed([w, chain, *acc], [w_next, _word(0), *[self.zero] * self.count], fold)
+        self.feed([w, chain, *acc], [w_next, word(0), *[self.zero] * self.count], fold)
         place.again(fold)
 
         b.position_at_end(last)
@@ -329,16 +255,16 @@ class _Body:
         (step,), after = self.blocks("step"), None
         b.branch(step)
         b.position_at_end(step)
-        k, at = self.phi(_WORD), self.phi(_POINTER)
+        k, at = self.phi(WORD), self.phi(POINTER)
         chains = [self.phi(self.vector) for _ in range(self.count)]
-        self.feed([k, at, *chains], [_word(0), w, *acc], before)
+        self.feed([k, at, *chains], [word(0), w, *acc], before)
         columns = [self.load(self.at(at, j * self.lanes)) for j in range(vectors)]
         sums = []
         for i, row in enumerate(rows):
             element = self.emitter.splat(b.load(self.at(row, k), typ=self.element))
             for j, column in enumerate(columns):
                 sums.append(self.emitter.fma(element, column, chains[i * vectors + j]))
-        k_next, at_next = b.add(k, _word(1)), self.at(at, PANEL)
+        k_next, at_next = b.add(k, word(1)), self.at(at, PANEL)
         self.feed([k, at, *chains], [k_next, at_next, *sums], step)
         (after,) = self.blocks("next")
         self.rolled(b.cbranch(b.icmp_signed("<", k_next, count), step, after))
@@ -371,104 +297,48 @@ class _Body:
         loop, done = self.blocks("row", "done")
         b.branch(loop)
         b.position_at_end(loop)
-        i = self.phi(_WORD)
+        i = self.phi(WORD)
         values = dict(columns)
         for each in epilogue.fulls:
             row = self.at(self.arg[each.name], self.offset(each.name, i))
             values[each.name] = self.pieces(row, masks)
         y = self.at(self.arg["y"], self.offset("y", i))
-        first = b.mul(i, _word(vectors))
+        first = b.mul(i, word(vectors))
         for j in range(vectors):
             operands = {name: pieces[j] for name, pieces in values.items()}
-            operands["acc"] = self.load(self.sum(b.add(first, _word(j))))
+            operands["acc"] = self.load(self.sum(b.add(first, word(j))))
             result, place = self.expression(operands), self.at(y, j * self.lanes)
             if masks is None:
                 self.store(result, place)
             else:
                 self.masked("store", ir.VoidType(), [result, place, masks[j]])
-        i_next = b.add(i, _word(1))
-        self.feed([i], [_word(0)], before)
+        i_next = b.add(i, word(1))
+        self.feed([i], [word(0)], before)
         self.feed([i], [i_next], b.block)
-        self.rolled(b.cbranch(b.icmp_signed("<", i_next, _word(self.rows)), loop, done))
+        self.rolled(b.cbranch(b.icmp_signed("<", i_next, word(self.rows)), loop, done))
         b.position_at_end(done)
         b.ret_void()
 
-    def masks(self) -> list[ir.Value]:
-        """For each vector, which of its columns there are."""
-        b, kind = self.builder, ir.VectorType(_LANE, self.lanes)
-        empty, zeros = ir.Constant(kind, ir.Undefined), ir.Constant(kind, None)
-        columns = b.insert_element(empty, b.trunc(self.arg["columns"], _LANE), ir.Constant(_LANE, 0))
-        limit = b.shuffle_vector(columns, empty, zeros)
-        lanes = range(self.lanes * self.tile.vectors)
-        numbers = [lanes[i : i + self.lanes] for i in lanes[:: self.lanes]]
-        return [b.icmp_signed("<", ir.Constant(kind, list(each)), limit) for each in numbers]
-
-    def expression(self, operands: dict[str, ir.Value]) -> ir.Value:
-        return emit_expression(self.emitter, self.tile.epilogue.expression, operands)
-
-    # Memory and blocks.
-
-    def blocks(self, *names: str) -> list[ir.Block]:
-        return [self.function.append_basic_block(name) for name in names]
-
-    def phi(self, kind: ir.Type) -> ir.Value:
-        return self.builder.phi(kind)
-
-    def feed(self, phis: Sequence[Any], values: Sequence[ir.Value], block: ir.Block) -> None:
-        """What the phis are when control comes from `block`."""
-        for phi, value in zip(phis, values, strict=True):
-            phi.add_incoming(value, block)
-
-    def at(self, pointer: ir.Value, offset: ir.Value | int) -> ir.Value:
-        """`pointer` moved by `offset` elements."""
-        offset = _word(offset) if isinstance(offset, int) else offset
-        return self.builder.gep(pointer, [offset], source_etype=self.element)
+    # Memory.
 
     def offset(self, name: str, i: ir.Value | int) -> ir.Value:
         """The offset of row i of the operand `name`."""
-        i = _word(i) if isinstance(i, int) else i
+        i = word(i) if isinstance(i, int) else i
         table = self.arg[f"{name}_rows"]
-        return self.builder.load(self.builder.gep(table, [i], source_etype=_WORD), typ=_WORD)
+        return self.builder.load(self.builder.gep(table, [i], source_etype=WORD), typ=WORD)
+
+    def row(self, name: str, i: ir.Value | int) -> ir.Value:
+        """Row i of the operand `name`."""
+        return self.at(self.arg[name], self.offset(name, i))
 
     def sum(self, i: ir.Value | int) -> ir.Value:
         """The memory of accumulator i."""
-        i = _word(i) if isinstance(i, int) else i
+        i = word(i) if isinstance(i, int) else i
         return self.builder.gep(self.sums, [i], source_etype=self.vector)
 
-    def pieces(self, row: ir.Value, masks: Sequence[ir.Value] | None = None) -> list[ir.Value]:
+    def pieces(self, row: ir.Value, masks: Sequence[ir.Value | None]) -> list[ir.Value]:
         """The vectors of a row."""
-        places = [self.at(row, j * self.lanes) for j in range(self.tile.vectors)]
-        if masks is None:
-            return [self.load(place) for place in places]
-        return [
-            self.masked("load", self.vector, [place, mask, self.zero])
-            for place, mask in zip(places, masks, strict=True)
-        ]
-
-    def load(self, pointer: ir.Value) -> ir.Value:
-        value = self.builder.load(pointer, typ=self.vector)
-        value.align = self.bytes
-        return value
-
-    def store(self, value: ir.Value, pointer: ir.Value) -> None:
-        self.builder.store(value, pointer).align = self.bytes
-
-    def masked(self, name: str, result: ir.Type, operands: Sequence[ir.Value]) -> ir.Value:
-        symbol = f"llvm.masked.{name}.v{self.lanes}f{8 * self.bytes}.p0"
-        module = self.builder.module
-        function = module.globals.get(symbol)
-        if function is None:
-            kind = ir.FunctionType(result, [operand.type for operand in operands])
-            function = ir.Function(module, kind, symbol)
-        return self.builder.call(function, operands)
-
-    def rolled(self, branch: Any) -> None:
-        """Forbid LLVM to unroll the loop that `branch` closes: unrolled, it spills accumulators."""
-        module = self.builder.module
-        disable = module.add_metadata([ir.MetaDataString(module, "llvm.loop.unroll.disable")])
-        loop = ir.MDValue(module, [disable], name=str(len(module.metadata)))
-        loop.operands = (loop, disable)  # a loop's name is a node that holds itself
-        branch.set_metadata("llvm.loop", loop)
+        return [self.load(self.at(row, j * self.lanes), mask) for j, mask in enumerate(masks)]
 
 
 class _Place:
@@ -479,12 +349,12 @@ class _Place:
 
     def __init__(self, body: _Body) -> None:
         self.body, self.builder, self.arg = body, body.builder, body.arg
-        self.now = [body.phi(_WORD) for _ in range(6)]
+        self.now = [body.phi(WORD) for _ in range(6)]
         self.a, self.b, self.left, self.x_a, self.x_b, self.x = self.now
 
     def enter(self, block: ir.Block) -> ir.Value:
         """At the beginning, from `block`: the length of the first chunk."""
-        zero = _word(0)
+        zero = word(0)
         self.body.feed(self.now, [zero, zero, self.arg["depth"], zero, zero, zero], block)
         return self._shorter(self.left)
 
@@ -492,16 +362,16 @@ class _Place:
         """Behind `count` products: a block to go on in, and whether there is more."""
         b, arg = self.builder, self.arg
         left = b.sub(self.left, count)
-        run_done = b.icmp_signed("==", left, _word(0))
-        b_next = b.add(self.b, b.zext(run_done, _WORD))
+        run_done = b.icmp_signed("==", left, word(0))
+        b_next = b.add(self.b, b.zext(run_done, WORD))
         row_done = b.icmp_signed("==", b_next, arg["inner"])
-        a_next = b.add(self.a, b.zext(row_done, _WORD))
+        a_next = b.add(self.a, b.zext(row_done, WORD))
         x_a = b.select(row_done, b.add(self.x_a, arg["outer_step"]), self.x_a)
         x_b = b.select(run_done, b.add(self.x_b, arg["inner_step"]), self.x_b)
         x_b = b.select(row_done, x_a, x_b)
         x = b.select(run_done, x_b, b.add(self.x, count))
         left = b.select(run_done, arg["depth"], left)
-        self.next = [a_next, b.select(row_done, _word(0), b_next), left, x_a, x_b, x]
+        self.next = [a_next, b.select(row_done, word(0), b_next), left, x_a, x_b, x]
         (block,) = self.body.blocks("advance")
         return block, b.icmp_signed("<", a_next, arg["outer"])
 

@@ -6,6 +6,7 @@ The plainest model there is, whose whole work is matrix products.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from dlc.errors import ArgumentError, explain
 from dlc.frontend import functional as F
@@ -27,8 +28,7 @@ class MLP(nn.Module):
         super().__init__()
         if len(sizes) < 2:
             raise ArgumentError(explain("MLP", "two or more sizes", repr(tuple(sizes))))
-        pairs = zip(sizes[:-1], sizes[1:], strict=True)
-        self.layers = nn.ModuleList(nn.Linear(before, after) for before, after in pairs)
+        self.layers = nn.ModuleList(nn.Linear(n, m) for n, m in pairwise(sizes))
 
     def forward(self, x: Node) -> Node:
         """(N, ...) with sizes[0] features in all to (N, sizes[-1])."""

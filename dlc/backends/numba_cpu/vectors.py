@@ -1,0 +1,193 @@
+"""What functions written in LLVM share: vectors in memory, masks, loops, and the operands of an epilogue.
+
+Tiles are built from these few pieces, so that each of them shows its loops and little else.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llvmlite import ir
+
+from dlc.backends.native.emit import Emitter, emit_expression
+from dlc.backends.native.frontend import Param
+from dlc.backends.native.isa import Isa
+from dlc.errors import CompileError
+
+#: Bytes of an element.
+BYTES = {"float32": 4, "float64": 8}
+#: An expression of more operations than this is emitted in a loop rather than for each accumulator.
+SHORT = 8
+_CALLS = frozenset({"relu", "abs", "fma", "fmax", "fmin"})
+
+WORD = ir.IntType(64)
+POINTER = ir.PointerType()
+_LANE = ir.IntType(32)
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A value in an epilogue besides `acc`.
+
+    Attributes
+    ----------
+    name : str
+        Its name in the expression, and of its parameter.
+    kind : str
+        "column": one element for each column, contiguous. "full": one for each row and column,
+        contiguous along the columns.
+    """
+
+    name: str
+    kind: str
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("column", "full"):
+            raise CompileError(f'operand {self.name} is "column" or "full", not {self.kind!r}')
+
+
+@dataclass(frozen=True)
+class Epilogue:
+    """What becomes of a sum at the store.
+
+    Attributes
+    ----------
+    expression : str
+        Over `acc`, the operands' names and numbers, as `emit.emit_expression` reads it.
+    operands : tuple of Operand
+        A full operand may be y itself: `acc + y` accumulates.
+    """
+
+    expression: str = "acc"
+    operands: tuple[Operand, ...] = ()
+
+    @property
+    def columns(self) -> tuple[Operand, ...]:
+        """The operands of kind "column"."""
+        return tuple(operand for operand in self.operands if operand.kind == "column")
+
+    @property
+    def fulls(self) -> tuple[Operand, ...]:
+        """The operands of kind "full"."""
+        return tuple(operand for operand in self.operands if operand.kind == "full")
+
+    @property
+    def short(self) -> bool:
+        """Whether the expression is cheap enough to be repeated for every accumulator."""
+        nodes = list(ast.walk(ast.parse(self.expression, mode="eval")))
+        calls = {ast.unparse(node.func) for node in nodes if isinstance(node, ast.Call)}
+        operations = sum(isinstance(node, ast.operator | ast.Call | ast.Compare) for node in nodes)
+        return calls <= _CALLS and operations <= SHORT
+
+    def digest(self, *more: object) -> str:
+        """A name for this epilogue and whatever else makes a function another one."""
+        return hashlib.sha256(repr((self, more)).encode()).hexdigest()[:12]
+
+
+def word(value: int) -> ir.Constant:
+    """An int64 constant."""
+    return ir.Constant(WORD, value)
+
+
+def declare(module: ir.Module, name: str, params: Sequence[Param]) -> ir.Function:
+    """A function without a result, of `params`, in `module`."""
+    kinds = [POINTER if param.is_pointer else WORD for param in params]
+    return ir.Function(module, ir.FunctionType(ir.VoidType(), kinds), name)
+
+
+def declare_internal(module: ir.Module, name: str, params: Sequence[Param]) -> ir.Function:
+    """The same, not visible outside the object and never inlined."""
+    function = declare(module, name, params)
+    function.linkage = "internal"
+    function.attributes.add("noinline")
+    return function
+
+
+class VectorFunction:
+    """Emits one function over vectors of `dtype`; its arguments are in `arg` by name."""
+
+    def __init__(
+        self, function: ir.Function, params: Sequence[Param], isa: Isa, dtype: str, epilogue: Epilogue
+    ) -> None:
+        self.function, self.epilogue = function, epilogue
+        self.arg = {param.name: value for param, value in zip(params, function.args, strict=True)}
+        self.lanes, self.bytes = isa.lanes(dtype), BYTES[dtype]
+        self.element = ir.FloatType() if dtype == "float32" else ir.DoubleType()
+        self.vector = ir.VectorType(self.element, self.lanes)
+        self.zero = ir.Constant(self.vector, None)
+        self.builder = ir.IRBuilder(function.append_basic_block("entry"))
+        self.emitter = Emitter(self.builder, self.vector, isa)
+
+    # Memory.
+
+    def at(self, pointer: ir.Value, offset: ir.Value | int) -> ir.Value:
+        """`pointer` moved by `offset` elements."""
+        offset = word(offset) if isinstance(offset, int) else offset
+        return self.builder.gep(pointer, [offset], source_etype=self.element)
+
+    def load(self, pointer: ir.Value, mask: ir.Value | None = None) -> ir.Value:
+        """The vector at a pointer; zero where `mask` is not set, and not read there."""
+        if mask is not None:
+            return self._masked("load", self.vector, [pointer, mask, self.zero])
+        value = self.builder.load(pointer, typ=self.vector)
+        value.align = self.bytes
+        return value
+
+    def store(self, value: ir.Value, pointer: ir.Value, mask: ir.Value | None = None) -> None:
+        """Write a vector, where `mask` is set."""
+        if mask is not None:
+            self._masked("store", ir.VoidType(), [value, pointer, mask])
+        else:
+            self.builder.store(value, pointer).align = self.bytes
+
+    def masks(self, count: ir.Value, vectors: int = 1) -> list[ir.Value]:
+        """For each of `vectors`, which of its lanes are among the first `count`."""
+        b, kind = self.builder, ir.VectorType(_LANE, self.lanes)
+        empty, zeros = ir.Constant(kind, ir.Undefined), ir.Constant(kind, None)
+        first = b.insert_element(empty, b.trunc(count, _LANE), ir.Constant(_LANE, 0))
+        limit = b.shuffle_vector(first, empty, zeros)
+        starts = range(0, vectors * self.lanes, self.lanes)
+        numbers = [list(range(start, start + self.lanes)) for start in starts]
+        return [b.icmp_signed("<", ir.Constant(kind, each), limit) for each in numbers]
+
+    def _masked(self, name: str, result: ir.Type, operands: Sequence[ir.Value]) -> ir.Value:
+        symbol = f"llvm.masked.{name}.v{self.lanes}f{8 * self.bytes}.p0"
+        module = self.builder.module
+        function = module.globals.get(symbol)
+        if function is None:
+            kind = ir.FunctionType(result, [operand.type for operand in operands])
+            function = ir.Function(module, kind, symbol)
+        return self.builder.call(function, operands)
+
+    # Control.
+
+    def blocks(self, *names: str) -> list[ir.Block]:
+        """New basic blocks."""
+        return [self.function.append_basic_block(name) for name in names]
+
+    def phi(self, kind: ir.Type) -> Any:
+        """A value that depends on where control comes from; `feed` says what it is."""
+        return self.builder.phi(kind)
+
+    def feed(self, phis: Sequence[Any], values: Sequence[ir.Value], block: ir.Block) -> None:
+        """What the phis are when control comes from `block`."""
+        for phi, value in zip(phis, values, strict=True):
+            phi.add_incoming(value, block)
+
+    def rolled(self, branch: Any) -> None:
+        """Forbid LLVM to unroll the loop that `branch` closes: unrolled, accumulators spill."""
+        module = self.builder.module
+        disable = module.add_metadata([ir.MetaDataString(module, "llvm.loop.unroll.disable")])
+        loop = ir.MDValue(module, [disable], name=str(len(module.metadata)))
+        loop.operands = (loop, disable)  # a loop's name is a node that holds itself
+        branch.set_metadata("llvm.loop", loop)
+
+    # The epilogue.
+
+    def expression(self, values: Mapping[str, ir.Value]) -> ir.Value:
+        """The epilogue's expression over vectors."""
+        return emit_expression(self.emitter, self.epilogue.expression, values)
