@@ -1,6 +1,8 @@
-"""dlc: write a model in Python, compile it to native kernels, and know how its numbers compare with PyTorch's.
+"""dlc: write a model in Python, compile it to native kernels, and know how its numbers compare with
+PyTorch's.
 
-Importing dlc is light: each public name loads the part of the compiler that it needs when it is first used.
+Importing dlc is light: each public name loads the part of the compiler that it needs when it is
+first used.
 """
 
 from __future__ import annotations
@@ -44,7 +46,9 @@ def __getattr__(name: str) -> Any:
     else:
         functional = importlib.import_module("dlc.frontend.functional")
         if name not in functional.EXPORTS:
-            raise AttributeError(f"module 'dlc' has no attribute {name!r}; dir(dlc) lists what it has")
+            raise AttributeError(
+                f"module 'dlc' has no attribute {name!r}; dir(dlc) lists what it has"
+            )
         value = getattr(functional, name)
     globals()[name] = value
     return value

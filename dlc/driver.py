@@ -1,6 +1,7 @@
 """The driver: from a function or module to something that runs. The only file that knows all parts.
 
-trace -> passes -> prepare and main -> layout, fusion, memory -> one object per kernel -> linked -> Executable
+trace -> passes -> prepare and main -> layout, fusion, memory -> one object per kernel -> linked ->
+Executable
 """
 
 from __future__ import annotations
@@ -128,14 +129,18 @@ class _Reference:
     def __call__(self, *arrays: Array) -> list[Array]:
         from dlc.backends import reference
 
-        named = {str(node.name): array for node, array in zip(self._graph.inputs, arrays, strict=True)}
+        named = {
+            str(node.name): array for node, array in zip(self._graph.inputs, arrays, strict=True)
+        }
         return reference.run(self._graph, {**self._parameters, **named})
 
 
 def _native(
     graph: Graph, optimised: Callable[[], Graph], options: tuple[object, ...], threads: int | None
 ) -> tuple[Any, tuple[Kernel, ...]]:
-    """A runner of native code; a graph that was compiled before comes whole from the cache, without any pass."""
+    """A runner of native code; a graph that was compiled before comes whole from the cache, without
+    any pass.
+    """
     from dlc.backends.native.isa import host
     from dlc.runtime.bundle import pack, unpack
     from dlc.runtime.loader import link
@@ -180,7 +185,13 @@ def _pool(threads: int) -> Pool:
 
 def _kernels(plan: Plan, sources: Mapping[str, str]) -> tuple[Kernel, ...]:
     return tuple(
-        Kernel(step.kernel, step.label, sources[step.kernel], bounds(step.flops)[1], bounds(step.bytes)[1])
+        Kernel(
+            step.kernel,
+            step.label,
+            sources[step.kernel],
+            bounds(step.flops)[1],
+            bounds(step.bytes)[1],
+        )
         for step in plan.main
     )
 
@@ -236,14 +247,18 @@ class _Calls:
         return executable(*args, **kwargs)
 
 
-def compile_call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Executable:
+def compile_call(
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Executable:
     """Compile a function for the arguments of one call."""
     traced = trace(function, *args, **kwargs)
     return _executable(traced, traced.parameters)
 
 
 def jit(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile a function of tensors on its first call for each combination of shapes and element types."""
+    """Compile a function of tensors on its first call for each combination of shapes and element
+    types.
+    """
     calls = _Calls(function)
 
     @functools.wraps(function)
@@ -267,3 +282,11 @@ hook.call_module = _call_module
 def trace_graph(function: Callable[..., Any], *specs: Any) -> Graph:
     """The graph of a function or module on arguments of given shapes, before any pass."""
     return trace(function, *specs).graph
+
+
+def run_native(graph: Graph, arrays: Sequence[Array], threads: int | None = None) -> list[Array]:
+    """Compile a graph as it is, expanding composite ops only, and run it once on arrays."""
+    runner, _ = _native(graph, lambda: optimise(graph, "O0"), ("graph",), threads)
+    runner.refresh({})
+    outputs: list[Array] = runner(*arrays)
+    return outputs

@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "dlc.ops": {"dlc.ir"},
     "dlc.passes": {"dlc.ir", "dlc.ops"},
     "dlc.frontend": {"dlc.ir", "dlc.ops", "dlc.passes"},
-    "dlc.runtime": {"dlc.ir.plan", "dlc.ops"},
+    "dlc.runtime": {"dlc.ir.plan", "dlc.ir.sizes", "dlc.ir.types", "dlc.ops"},
     "dlc.backends": {"dlc.ir", "dlc.ops", "dlc.runtime"},
     "dlc.driver": BELOW_DRIVER,
     "dlc.training": BELOW_DRIVER | {"dlc.driver"},

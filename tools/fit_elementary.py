@@ -18,7 +18,7 @@ import mpmath as mp
 import numpy as np
 
 mp.mp.dps = 50
-GRID = 1200
+GRID = 600
 
 Function = Callable[[mp.mpf], mp.mpf]
 
@@ -115,6 +115,15 @@ FITS = (
         mp.mpf(0),
         S_MAX**2,
         {"float64": 7},
+    ),
+    Fit(
+        "tanh_small",
+        "tanh(x) = x + x^3 P(x^2), |x| <= 0.55",
+        lambda z: (mp.tanh(mp.sqrt(z)) / mp.sqrt(z) - 1) / z,
+        lambda z: z * mp.sqrt(z) / mp.tanh(mp.sqrt(z)),
+        mp.mpf(0),
+        mp.mpf(0.55) ** 2,
+        {"float32": 4, "float64": 10},
     ),
     Fit(
         "erf_small",

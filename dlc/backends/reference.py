@@ -1,7 +1,7 @@
 """The reference backend: a graph evaluated node by node with NumPy.
 
-Slow and obvious. Every other backend, every pass and every gradient is checked against it, in the element types of the
-graph or with float32 widened to float64.
+Slow and obvious. Every other backend, every pass and every gradient is checked against it, in the
+element types of the graph or with float32 widened to float64.
 """
 
 from __future__ import annotations
@@ -82,8 +82,8 @@ def _given(graph: Graph, arrays: Mapping[str, Any], wide: bool) -> dict[str, Arr
         expected = _widened(node.dtype, wide)
         if array.dtype.name not in (node.dtype, expected):
             raise DTypeError(
-                f"{graph.name} expects {node.dtype} for {node.op.name} {node.name!r}, got {array.dtype.name}; "
-                "convert it with array.astype"
+                f"{graph.name} expects {node.dtype} for {node.op.name} {node.name!r}, "
+                f"got {array.dtype.name}; convert it with array.astype({node.dtype!r})"
             )
         given[node.name] = array.astype(expected, copy=False)
     return given
@@ -121,8 +121,8 @@ def _checked(
     dtype = _widened(type.dtype, wide)
     if array.shape != shape or array.dtype.name != dtype:
         raise VerifyError(
-            f"the type rule of {node.op.name} gives {dtype}{list(shape)}, its reference {array.dtype.name}"
-            f"{list(array.shape)}, in {node.describe()}; mend the one that is wrong"
+            f"the type rule of {node.op.name} gives {dtype}{list(shape)}, its reference "
+            f"{array.dtype.name}{list(array.shape)}; mend the wrong one ({node.describe()})"
         )
     return array
 
@@ -176,8 +176,8 @@ def bind(graph: Graph, arrays: Mapping[str, Any]) -> dict[str, int]:
     Raises
     ------
     ShapeError
-        A number of dimensions or a size differs from the declared one, a size is outside the range of its
-        `Dim`, two arrays give one `Dim` different sizes, or no array tells a size.
+        A number of dimensions or a size differs from the declared one, a size is outside the range
+        of its `Dim`, two arrays give one `Dim` different sizes, or no array tells a size.
     """
     found: dict[Dim, int] = {}
     pending = [equation for node in _named(graph) for equation in _equations(graph, node, arrays)]
@@ -204,7 +204,7 @@ class _Equation(NamedTuple):
     def text(self) -> str:
         node = self.node
         return (
-            f"{self.graph} expects shape {shape_text(node.shape)} for {node.op.name} {node.name!r}, "
+            f"{self.graph} expects {shape_text(node.shape)} for {node.op.name} {node.name!r}, "
             f"got {shape_text(self.shape)}: dimension {self.axis} is {self.size}"
         )
 
@@ -223,7 +223,7 @@ def _equations(graph: Graph, node: Node, arrays: Mapping[str, Any]) -> list[_Equ
 
 
 def _solved(equation: _Equation, found: dict[Dim, int]) -> bool:
-    """Whether the equation is settled: checked, or solved for its one unknown dimension, which joins ``found``."""
+    """Whether the equation is settled: checked, or solved for the one dimension not yet found."""
     size = substitute(equation.size, found)
     if isinstance(size, int):
         if size != equation.actual:

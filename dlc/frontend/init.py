@@ -6,7 +6,10 @@ but not PyTorch's; to start from PyTorch's, load its state dict.
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import math
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import numpy as np
@@ -19,14 +22,30 @@ from dlc.ir.sizes import shape_text
 #: What can be filled: a parameter, a buffer or an array.
 T = TypeVar("T", Variable, np.ndarray[Any, Any])
 
+_skipping: contextvars.ContextVar[bool] = contextvars.ContextVar("dlc.init.skip", default=False)
+
+
+@contextlib.contextmanager
+def skip() -> Iterator[None]:
+    """Draw no random values: layers made inside start at zero, for weights that come later."""
+    token = _skipping.set(True)
+    try:
+        yield
+    finally:
+        _skipping.reset(token)
+
 
 def uniform_(tensor: T, a: float = 0.0, b: float = 1.0) -> T:
     """Fill with uniform numbers from [a, b)."""
+    if _skipping.get():
+        return tensor
     return _fill(tensor, random.uniform(tensor.shape, _dtype(tensor), a, b))
 
 
 def normal_(tensor: T, mean: float = 0.0, std: float = 1.0) -> T:
     """Fill with normal numbers."""
+    if _skipping.get():
+        return tensor
     return _fill(tensor, random.normal(tensor.shape, _dtype(tensor), mean, std))
 
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import TYPE_CHECKING
 
+import dlc.ops  # noqa: F401  (fills the op table)
 from dlc.errors import DTypeError, ShapeError, TraceError, explain
 from dlc.ir.arithmetic import Arithmetic
 from dlc.ir.node import Builder, Node, Origin, building

@@ -25,7 +25,7 @@ from dlc.ir.sizes import Dim, Poly
 from dlc.ir.types import DTYPES, TensorSpec, TensorType, tensor
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Traced:
     """What tracing gives: the graph, and how it is joined to the user's values.
 

@@ -104,7 +104,7 @@ def flatten(
         names, items = tuple(range(len(value))), list(value)
     else:
         raise TraceError(
-            f"{path or 'the result'} is a {type(value).__name__}; expected {expected}, Python "
+            f"{path or 'the result'} has type {type(value).__name__}; expected {expected}, Python "
             "numbers, strings and None, or tuples, lists and dicts of these"
         )
     dot = "." if path else ""

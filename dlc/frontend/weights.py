@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import numpy as np
@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from dlc.errors import ExecutionError, WeightsError
+from dlc.frontend import init
 from dlc.frontend.module import LoadResult, Module
 
 #: A path of a safetensors file, a state dict, or None for random values.
@@ -95,10 +96,14 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray[Any, Any]
         raise WeightsError(message) from None
 
 
-def with_weights(model: M, weights: Weights) -> M:
-    """A model with weights from a file or a state dict, or as it is."""
+def build(make: Callable[[], M], weights: Weights) -> M:
+    """A model with weights from a file or a state dict; with random ones where none are given."""
+    if weights is None:
+        return make()
+    with init.skip():
+        model = make()
     if isinstance(weights, Mapping):
         model.load_state_dict(weights)
-    elif weights is not None:
+    else:
         load_weights(model, weights)
     return model

@@ -1,7 +1,7 @@
 """Operators and methods of symbolic tensors, each one application of an op.
 
-They stand apart from `Node` so that the list reads as a table. A method has PyTorch's name and arguments where PyTorch
-has the method; there is none that changes a tensor in place, because nodes are values.
+They stand apart from `Node` so that the list reads as a table. A method has PyTorch's name and
+arguments where PyTorch has the method; none changes a tensor in place, because nodes are values.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ def _apply(op: str, *inputs: object, **attrs: Any) -> Node:
 
 
 def where(condition: object, a: object, b: object) -> Node:
-    """``a`` where ``condition`` holds, ``b`` elsewhere; numbers take the element type of the tensor beside them.
+    """``a`` where ``condition`` holds, ``b`` elsewhere.
 
     Parameters
     ----------
     condition : Node
         Of bool; broadcasts with ``a`` and ``b``.
     a, b : Node, array or number
-        Cast to their common element type.
+        Cast to their common element type; a number takes that of the tensor beside it.
     """
     from dlc.ir.node import Node, apply
     from dlc.ir.types import promote
@@ -488,8 +488,9 @@ class Arithmetic:
         size = node.shape[_axis(dim, node.ndim)]
         if isinstance(size, Poly):
             raise TraceError(
-                f"{use} needs a size known while the model is traced, and dimension {dim} of {node.describe()} is {size}; "
-                "use tensor operations over the whole dimension, or compile with an integer in place of the Dim"
+                f"{use} needs a size known while the model is traced, and dimension {dim} of "
+                f"{node.describe()} is {size}; use tensor operations over the whole dimension, "
+                "or compile with an integer in place of the Dim"
             )
         return size
 
@@ -572,7 +573,8 @@ def _logical(op: str, symbol: str, node: Node, *others: object) -> Node:
         dtype = getattr(value, "dtype", "bool" if isinstance(value, bool) else type(value).__name__)
         if str(dtype) != "bool":
             raise DTypeError(
-                f"{symbol} expects bool tensors, got {dtype} ({node.describe()}); compare first, as in (x != 0)"
+                f"{symbol} expects bool tensors, got {dtype} ({node.describe()}); "
+                "compare first, as in (x != 0)"
             )
     return _apply(op, node, *others)
 
@@ -581,7 +583,8 @@ def _integer_power(node: Node, exponent: int) -> Node:
     """``node ** exponent`` on integers as products, by repeated squaring."""
     if exponent < 0:
         raise DTypeError(
-            f"pow expects an exponent >= 0 for {node.dtype}, got {exponent} ({node.describe()}); cast with x.float()"
+            f"pow expects an exponent >= 0 for {node.dtype}, got {exponent} ({node.describe()}); "
+            "cast with x.float()"
         )
     result, base = None, node
     while exponent:

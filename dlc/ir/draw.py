@@ -197,7 +197,7 @@ def _short(value: object) -> str:
 
 
 def _operand(node: Node, within: str) -> str:
-    """A parameter (its name less the module ``within``), a constant, or what is computed of them."""
+    """A parameter or constant, or what is computed of them; names less the module ``within``."""
     if node.op.name == "constant":
         value = node.attrs["value"]
         return f"{value.item():g}" if value.size == 1 else f"constant {_shape(node)}"

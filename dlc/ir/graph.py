@@ -40,14 +40,22 @@ class Graph:
 
     def __post_init__(self) -> None:
         if not self.output_names:
-            names = ("output",) if len(self.outputs) == 1 else tuple(f"output{i}" for i in range(len(self.outputs)))
+            names = (
+                ("output",)
+                if len(self.outputs) == 1
+                else tuple(f"output{i}" for i in range(len(self.outputs)))
+            )
             object.__setattr__(self, "output_names", names)
         if len(self.output_names) != len(self.outputs):
-            raise VerifyError(f"graph {self.name!r} has {len(self.outputs)} outputs and {len(self.output_names)} names")
+            raise VerifyError(
+                f"graph {self.name!r} has {len(self.outputs)} outputs and {len(self.output_names)} names"
+            )
 
     @property
     def nodes(self) -> list[Node]:
-        """Every node that an output depends on, and every input, each after its own inputs; the order is stable."""
+        """Every node that an output depends on, and every input, each after its own inputs; the
+        order is stable.
+        """
         return topological((*self.inputs, *self.outputs))
 
     @property
@@ -73,7 +81,8 @@ class Graph:
         return users
 
     def rewrite(self, change: Callable[[Node, tuple[Node, ...]], Node | None]) -> Graph:
-        """A graph in which each node is ``change(node, new_inputs)``; None keeps the node, on its new inputs.
+        """A graph in which each node is ``change(node, new_inputs)``; None keeps the node, on its
+        new inputs.
 
         The origins of a replaced node go on to what replaces it.
         """
@@ -82,14 +91,22 @@ class Graph:
             inputs = tuple(new[source] for source in node.inputs)
             made = change(node, inputs)
             if made is None:
-                same = all(a is b for a, b in zip(inputs, node.inputs, strict=True))  # `==` would build nodes
+                same = all(
+                    a is b for a, b in zip(inputs, node.inputs, strict=True)
+                )  # `==` would build nodes
                 made = node if same else node.builder.node(node.op, inputs, node.attrs)
             made.origins |= node.origins
             new[node] = made
-        return replace(self, outputs=tuple(new[n] for n in self.outputs), inputs=tuple(new[n] for n in self.inputs))
+        return replace(
+            self,
+            outputs=tuple(new[n] for n in self.outputs),
+            inputs=tuple(new[n] for n in self.inputs),
+        )
 
     def structure_key(self) -> bytes:
-        """A digest of the structure: equal for graphs that compute the same by the same steps, in any process."""
+        """A digest of the structure: equal for graphs that compute the same by the same steps, in
+        any process.
+        """
         return hashlib.sha256(b"".join(self._lines())).digest()
 
     def _lines(self) -> Iterator[bytes]:
@@ -98,7 +115,9 @@ class Graph:
             sources = ",".join(str(number[source]) for source in node.inputs)
             yield f"{i}={node.op.name}({sources})".encode() + attrs_key(node.attrs) + b"\n"
         ends = [number[node] for node in (*self.inputs, *self.outputs)]
-        yield repr((len(self.inputs), ends, self.output_names, sorted(self.aliases.items()))).encode()
+        yield repr(
+            (len(self.inputs), ends, self.output_names, sorted(self.aliases.items()))
+        ).encode()
 
     def __str__(self) -> str:
         from dlc.ir.text import print_graph
@@ -113,7 +132,9 @@ class Graph:
 
 
 def topological(roots: Iterable[Node]) -> list[Node]:
-    """Every node that ``roots`` depend on, inputs before users, in a stable order; iterative, so depth has no limit."""
+    """Every node that ``roots`` depend on, inputs before users, in a stable order; iterative, so
+    depth has no limit.
+    """
     done: dict[Node, None] = {}
     for root in roots:
         stack: list[tuple[Node, int]] = [(root, 0)]
@@ -136,7 +157,9 @@ def is_parametric(node: Node, known: Mapping[Node, bool]) -> bool:
 
 
 def graph_of(function: Callable[..., Any], *types: TensorType, names: Sequence[str] = ()) -> Graph:
-    """The graph of a function of nodes, for rules and tests: inputs get ``names``, or x0, x1 and so on."""
+    """The graph of a function of nodes, for rules and tests: inputs get ``names``, or x0, x1 and so
+    on.
+    """
     from dlc.ir.node import building
 
     builder = Builder()

@@ -1,6 +1,6 @@
 """``x[key]`` as slice, take and reshape.
 
-Python's indexing has many forms, the graph has three movements; this is where the one becomes the others.
+Python's indexing has many forms, the graph has three movements; here the one becomes the others.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def index(node: Node, key: object) -> Node:
     tensors = [axis for axis, item in enumerate(axes) if _is_tensor(item)]
     if len(tensors) > 1:
         raise TraceError(
-            f"one tensor may index {node.describe()}, got {len(tensors)}; index one dimension after the other, "
-            "or use x.gather(dim, index)"
+            f"one tensor may index {node.describe()}, got {len(tensors)}; "
+            "index one dimension after the other, or use x.gather(dim, index)"
         )
     for axis in tensors:
         cut = _take(cut, axes[axis], axis)
@@ -97,7 +97,8 @@ def _one(item: Any, size: Size, axis: int, node: Node) -> slice:
         isinstance(item, (Poly, Dim)) or hasattr(item, "__index__")
     ):
         raise TraceError(
-            f"an index is an integer, a slice, None, ... or a tensor of integers; got {item!r} for {node.describe()}"
+            "an index is an integer, a slice, None, ... or a tensor of integers; "
+            f"got {item!r} for {node.describe()}"
         )
     position = as_size(item)
     if isinstance(position, int) and position < 0:
@@ -113,7 +114,8 @@ def _take(node: Node, item: Any, axis: int) -> Node:
         item = node.builder.constant(array.astype(np.int64) if not array.size else array)
     if item.dtype == "bool":
         raise TraceError(
-            f"a mask of bools gives a shape that depends on values; use dlc.where(mask, x, 0) on {node.describe()}"
+            "a mask of bools gives a shape that depends on values; "
+            f"use dlc.where(mask, x, 0) on {node.describe()}"
         )
     if item.dtype not in ("int32", "int64"):
         raise TraceError(

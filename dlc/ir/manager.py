@@ -294,9 +294,10 @@ def sides(entry: Rewrite) -> tuple[Graph, Graph]:
     """The two sides of a rewrite as graphs, cut where the variables of the rule stand."""
     cut: dict[Node, Node] = {}
     matched = set(entry.interior)
-    for name, node in entry.found.items():
-        if isinstance(node, Node) and node.inputs and node not in matched:
-            cut[node] = node.builder.input(f"rule.{name}", node.tensor_type)
+    for name, value in entry.found.items():
+        for node in value if isinstance(value, tuple) else (value,):
+            if isinstance(node, Node) and node.inputs and node not in matched:
+                cut[node] = node.builder.input(f"rule.{name}", node.tensor_type)
     return _cut(entry.before, cut, "before"), _cut(entry.after, cut, "after")
 
 

@@ -1,8 +1,9 @@
 """Nodes of the graph, interned: equal computations are one object.
 
-A node is an op applied to nodes. It is immutable, has one output, and is also the symbolic tensor that users compute with
-(`dlc.Tensor`), so that models, rewrite rules and gradient rules are written in the same arithmetic. Interning makes common
-subexpressions free and comparison a pointer comparison.
+A node is an op applied to nodes. It is immutable, has one output, and is also the symbolic tensor
+that users compute with (`dlc.Tensor`), so that models, rewrite rules and gradient rules are written
+in the same arithmetic. Interning makes common subexpressions free and comparison a pointer
+comparison.
 """
 
 from __future__ import annotations
@@ -56,7 +57,14 @@ class Node(Arithmetic):
 
     __slots__ = ("__weakref__", "attrs", "builder", "inputs", "op", "origins", "type")
 
-    def __init__(self, op: OpDef, inputs: tuple[Node, ...], attrs: Mapping[str, Any], type: Type, builder: Builder):
+    def __init__(
+        self,
+        op: OpDef,
+        inputs: tuple[Node, ...],
+        attrs: Mapping[str, Any],
+        type: Type,
+        builder: Builder,
+    ):
         self.op = op
         self.inputs = inputs
         self.attrs = MappingProxyType(dict(attrs))
@@ -68,7 +76,9 @@ class Node(Arithmetic):
     def tensor_type(self) -> TensorType:
         """The type of a node with one output."""
         if isinstance(self.type, TupleType):
-            raise TraceError(f"{self.op.name} has {len(self.type.elements)} outputs; take one with node.project(i)")
+            raise TraceError(
+                f"{self.op.name} has {len(self.type.elements)} outputs; take one with node.project(i)"
+            )
         return self.type
 
     @property
@@ -97,28 +107,43 @@ class Node(Arithmetic):
 
     def __bool__(self) -> bool:
         raise TraceError(
-            f"a Python condition on a symbolic tensor ({self.describe()}) has no value while the model is traced; "
-            "use dlc.where(condition, a, b) to choose by element, or decide on shapes and Python values"
+            f"a Python condition{self._here()} on a symbolic tensor ({self.describe()}) has no value while the model is "
+            "traced; use dlc.where(condition, a, b) to choose by element, or decide on shapes and Python values"
         )
 
     def __index__(self) -> int:
-        raise TraceError(f"a symbolic tensor ({self.describe()}) has no Python value while the model is traced")
+        raise self._no_number()
+
+    def __float__(self) -> float:
+        raise self._no_number()
 
     __int__ = __index__
 
-    def __float__(self) -> float:
-        raise TraceError(f"a symbolic tensor ({self.describe()}) has no Python value while the model is traced")
+    def _no_number(self) -> TraceError:
+        return TraceError(
+            f"a Python number is asked for{self._here()} of a symbolic tensor ({self.describe()}), which has no value "
+            "while the model is traced; compute with tensors, or use shapes and Python values"
+        )
 
     def __array__(self, *_: object, **__: object) -> Any:
         raise TraceError(
-            f"NumPy cannot read a symbolic tensor ({self.describe()}); inside a traced function use dlc's functions "
+            f"NumPy cannot read a symbolic tensor{self._here()} ({self.describe()}); inside a traced function use dlc's functions "
             "(dlc.exp, dlc.functional), outside call the compiled function"
         )
 
     __array_ufunc__ = None  # NumPy operands leave binary operators to `Arithmetic`
 
+    def _here(self) -> str:
+        """Where the user's program is while it is traced, for messages: `` at model.py:12``."""
+        origin = self.builder.origin() if self.builder.origin else None
+        return (
+            f" at {origin.file.rsplit('/', 1)[-1]}:{origin.line}" if origin and origin.file else ""
+        )
+
     def describe(self) -> str:
-        """Op, place and type in one phrase for messages: ``conv2d (stem.conv, model.py:12): float32[1, 64, 56, 56]``."""
+        """Op, place and type in one phrase for messages: ``conv2d (stem.conv, model.py:12):
+        float32[1, 64, 56, 56]``.
+        """
         name = f"{self.op.name} {self.name!r}" if self.name else self.op.name
         place = ", ".join(sorted(str(origin) for origin in self.origins if str(origin)))
         return f"{name}{f' ({place})' if place else ''}: {self.type}"
@@ -157,28 +182,34 @@ class Builder:
         origins = origins | {here} if here else origins
         for node in inputs:
             if node.builder is not self:
-                raise TraceError(f"{record.name} mixes tensors of two traces: {node.describe()} belongs to another one")
+                raise TraceError(
+                    f"{record.name} mixes tensors of two traces: {node.describe()} belongs to another one"
+                )
         if record.promotes:
-            inputs = _promoted(inputs)
-        types = tuple(node.type for node in inputs)
+            inputs = _promoted(inputs, floats=record.promotes == "float")
+        types = tuple(
+            node.type if record.name == "project" else node.tensor_type for node in inputs
+        )
         try:
             canonical = record.attrs(*types, **(attrs or {})) if record.attrs else dict(attrs or {})
             key = _node_key(record, inputs, canonical)
             with self._lock:
-                node = self._nodes.get(key)
-                if node is None:
-                    node = Node(record, inputs, canonical, record.infer(*types, **canonical), self)
-                    self._nodes[key] = node
-                node.origins |= origins
+                made = self._nodes.get(key)
+                if made is None:
+                    made = Node(record, inputs, canonical, record.infer(*types, **canonical), self)
+                    self._nodes[key] = made
+                made.origins |= origins
         except Error as error:
             raise _located(error, record, inputs, origins) from None
-        return node
+        return made
 
     def constant(self, value: object, dtype: object = None) -> Node:
         """A constant from anything NumPy reads; equal arrays are one node."""
         array = np.asarray(value, dtype=None if dtype is None else as_dtype(dtype))
         if array.dtype.name not in DTYPES:
-            raise DTypeError(f"a constant has an element type of {', '.join(DTYPES)}; got {array.dtype.name}")
+            raise DTypeError(
+                f"a constant has an element type of {', '.join(DTYPES)}; got {array.dtype.name}"
+            )
         array = np.array(array, order="C", copy=True)
         array.flags.writeable = False
         return self.node("constant", (), {"value": array})
@@ -188,12 +219,16 @@ class Builder:
         return self.node("input", (), {"name": name, "dtype": type.dtype, "shape": type.shape})
 
     def parameter(self, name: str, type: TensorType, role: str = "parameter") -> Node:
-        """A parameter (or with ``role="buffer"`` a buffer) of the model, by its name in the state dict."""
+        """A parameter (or with ``role="buffer"`` a buffer) of the model, by its name in the state
+        dict.
+        """
         attrs = {"name": name, "dtype": type.dtype, "shape": type.shape, "role": role}
         return self.node("parameter", (), attrs)
 
     def operand(self, value: object, like: Node | None = None) -> Node:
-        """``value`` as a node: a node itself, an array, or a Python number in the element type that ``like`` gives it."""
+        """``value`` as a node: a node itself, an array, or a Python number in the element type that
+        ``like`` gives it.
+        """
         if isinstance(value, Node):
             return value
         if isinstance(value, (Poly, Dim)):
@@ -203,10 +238,14 @@ class Builder:
             return self.constant(value, _weak_dtype(value, like))
         if isinstance(value, (np.ndarray, np.generic)):
             return self.constant(value)
-        raise TraceError(f"expected a tensor, a NumPy array or a number, got {value!r} of type {type(value).__name__}")
+        raise TraceError(
+            f"expected a tensor, a NumPy array or a number, got {value!r} of type {type(value).__name__}"
+        )
 
 
-_CURRENT: contextvars.ContextVar[Builder | None] = contextvars.ContextVar("dlc.builder", default=None)
+_CURRENT: contextvars.ContextVar[Builder | None] = contextvars.ContextVar(
+    "dlc.builder", default=None
+)
 
 
 @contextlib.contextmanager
@@ -223,24 +262,36 @@ def current_builder() -> Builder:
     """The builder of the trace under way; raises `TraceError` outside one."""
     builder = _CURRENT.get()
     if builder is None:
-        raise TraceError("tensors exist only while a function is traced; call this inside a function given to dlc.jit")
+        raise TraceError(
+            "tensors exist only while a function is traced; call this inside a function given to dlc.jit"
+        )
     return builder
 
 
 def apply(op: str, *inputs: object, **attrs: Any) -> Node:
-    """Apply an op to nodes, arrays and numbers. Numbers take the element type of the tensors beside them."""
+    """Apply an op to nodes, arrays and numbers. Numbers take the element type of the tensors beside
+    them.
+    """
     inputs = tuple(value._node if isinstance(value, Arithmetic) else value for value in inputs)
     first = next((value for value in inputs if isinstance(value, Node)), None)
     builder = first.builder if first is not None else current_builder()
     tensors = [value for value in inputs if isinstance(value, Node)]
-    like = max(tensors, key=lambda node: DTYPES.index(node.dtype), default=None) if len(tensors) != len(inputs) else None
+    like = (
+        max(tensors, key=lambda node: DTYPES.index(node.dtype), default=None)
+        if len(tensors) != len(inputs)
+        else None
+    )
     return builder.node(op, tuple(builder.operand(value, like) for value in inputs), attrs)
 
 
 def _weak_dtype(value: bool | int | float, like: Node | None) -> str:
-    """Element type of a Python number beside a tensor (PyTorch's rule: a number never widens within its kind)."""
+    """Element type of a Python number beside a tensor (PyTorch's rule: a number never widens within
+    its kind).
+    """
     if like is None:
-        return "bool" if isinstance(value, bool) else "int64" if isinstance(value, int) else "float32"
+        return (
+            "bool" if isinstance(value, bool) else "int64" if isinstance(value, int) else "float32"
+        )
     if isinstance(value, float):
         return like.dtype if is_float(like.dtype) else "float32"
     if like.dtype == "bool" and not isinstance(value, bool):
@@ -248,23 +299,39 @@ def _weak_dtype(value: bool | int | float, like: Node | None) -> str:
     return like.dtype
 
 
-def _promoted(inputs: tuple[Node, ...]) -> tuple[Node, ...]:
-    """Inputs cast to their common element type."""
-    common = inputs[0].dtype
-    for node in inputs[1:]:
+def _promoted(inputs: tuple[Node, ...], floats: bool) -> tuple[Node, ...]:
+    """Inputs cast to their common element type, with ``floats`` to one that is a float."""
+    common = "float32" if floats else "bool"
+    for node in inputs:
         common = promote(common, node.dtype)
-    return tuple(n if n.dtype == common else n.builder.node("cast", (n,), {"dtype": common}) for n in inputs)
-
-
-def _located(error: Error, op: OpDef, inputs: tuple[Node, ...], origins: frozenset[Origin]) -> Error:
-    """The error of a type rule with op, place and inputs added: ``conv2d expects ... (layer2.0.conv1, model.py:41)``."""
-    place = ", ".join(sorted(str(origin) for origin in origins if str(origin)))
-    came = "; ".join(
-        f"{node.op.name}{f' {node.name!r}' if node.name else ''}: {_type_text(node.type)}" for node in inputs
+    return tuple(
+        n if n.dtype == common else n.builder.node("cast", (n,), {"dtype": common}) for n in inputs
     )
+
+
+def _located(
+    error: Error, op: OpDef, inputs: tuple[Node, ...], origins: frozenset[Origin]
+) -> Error:
+    """The error of a type rule with op, place and inputs added: ``conv2d expects ...
+    (layer2.0.conv1, model.py:41)``.
+    """
+    place = ", ".join(sorted(str(origin) for origin in origins if str(origin)))
+    came = "; ".join(f"{_source(node)}: {_type_text(node.type)}" for node in inputs)
     noun = "Its input is" if len(inputs) == 1 else "Its inputs are"
-    text = f"{op.name} {error}{f' ({place})' if place else ''}." + (f" {noun} {came}" if came else "")
+    text = f"{op.name} {error}{f' ({place})' if place else ''}." + (
+        f" {noun} {came}" if came else ""
+    )
     return type(error)(text)
+
+
+def _source(node: Node) -> str:
+    """What made a value, for messages: ``input 'x'``, or ``max_pool2d of stem.pool`` with the
+    module's path.
+    """
+    if node.name:
+        return f"{node.op.name} {node.name!r}"
+    modules = sorted({origin.module for origin in node.origins if origin.module})
+    return f"{node.op.name} of {' and '.join(modules)}" if modules else node.op.name
 
 
 def _type_text(type: Type) -> str:
@@ -278,7 +345,9 @@ def _node_key(op: OpDef, inputs: tuple[Node, ...], attrs: Mapping[str, Any]) -> 
 
 
 def attrs_key(attrs: Mapping[str, Any]) -> bytes:
-    """Canonical bytes of attributes: values with their types, floats by bit pattern, arrays by content."""
+    """Canonical bytes of attributes: values with their types, floats by bit pattern, arrays by
+    content.
+    """
     return b"".join(name.encode() + b"=" + _value_key(attrs[name]) + b";" for name in sorted(attrs))
 
 
@@ -296,10 +365,14 @@ def _value_key(value: Any) -> bytes:
         return b"(" + b",".join(map(_value_key, value)) + b")"
     if isinstance(value, np.ndarray):
         head = f"array:{value.dtype.str}{value.shape}:".encode()
-        return head + hashlib.sha256(np.ascontiguousarray(value).data if value.size else b"").digest()
+        return (
+            head + hashlib.sha256(np.ascontiguousarray(value).data if value.size else b"").digest()
+        )
     if hasattr(value, "structure_key"):
         return b"graph:" + bytes(value.structure_key())
-    raise ShapeError(f"has an attribute of type {type(value).__name__}, which has no canonical form: {value!r}")
+    raise ShapeError(
+        f"has an attribute of type {type(value).__name__}, which has no canonical form: {value!r}"
+    )
 
 
 def _dims(value: Poly | Dim | Floor) -> set[Dim]:

@@ -1,16 +1,16 @@
 """The op record: all that dlc knows about one operator, in one place.
 
-The type rule, the NumPy reference, the gradient, the data that backends lower and the samples that tests run stand side
-by side, so that an op is added in one file and works on every backend on the day it is written. Backends lower the eight
-kinds below, not single ops.
+The type rule, the NumPy reference, the gradient, the data that backends lower and the samples that
+tests run stand side by side, so that an op is added in one file and works on every backend on the
+day it is written. Backends lower the eight kinds below, not single ops.
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -61,8 +61,9 @@ class Access:
 class Move:
     """A movement op as index arithmetic.
 
-    ``index(i, types, **attrs)`` gives the accesses of output element ``i`` in order; the first whose guards hold is taken,
-    and where none holds the element is ``fill``, the value of the attribute of that name, or zero.
+    ``index(i, types, **attrs)`` gives the accesses of output element ``i`` in order; the first
+    whose guards hold is taken, and where none holds the element is ``fill``, the value of the
+    attribute of that name, or zero.
     """
 
     index: Callable[..., Sequence[Access]]
@@ -124,18 +125,20 @@ class OpDef:
     kind : Kind
         How backends lower it.
     infer : callable
-        Type rule ``(*input_types, **attrs) -> Type``; raises `ShapeError` or `DTypeError` with a message that continues
-        "<op> ", such as "expects 64 input channels, got 3".
+        Type rule ``(*input_types, **attrs) -> Type``; raises `ShapeError` or `DTypeError` with a
+        message that continues "<op> ", such as "expects 64 input channels, got 3".
     ref : callable
-        Reference ``(*arrays, **attrs) -> array`` (a tuple of arrays for several outputs) in NumPy, in the input's type.
+        Reference ``(*arrays, **attrs) -> array`` (a tuple of arrays for several outputs) in NumPy,
+        in the input's type.
     doc : str
         One line.
     attrs : callable
-        ``(*input_types, **attrs) -> dict``: the attributes in canonical form (axes not negative, sizes as sizes, every
-        default written out), so that equal nodes are equal. Identity by default.
+        ``(*input_types, **attrs) -> dict``: the attributes in canonical form (axes not negative,
+        sizes as sizes, every default written out), so that equal nodes are equal. Identity by
+        default.
     grad : callable, optional
-        ``(g, y, *inputs, **attrs) -> tuple of Node or None``, written in the DSL; for an op with several outputs ``g`` and
-        ``y`` are tuples.
+        ``(g, y, *inputs, **attrs) -> tuple of Node or None``, written in the DSL; for an op with
+        several outputs ``g`` and ``y`` are tuples.
     no_grad : str
         Why there is no gradient, where there is none.
     scalar : str or callable
@@ -146,16 +149,20 @@ class OpDef:
     expand : callable, optional
         COMPOSITE: ``(*inputs, **attrs) -> Node`` in terms of simpler ops.
     flops : callable, optional
-        ``(output_type, *input_types, **attrs) -> Size``; by default one an output element for POINTWISE, one an input
-        element for REDUCE, none for MOVE.
-    promotes : bool
-        Inputs of different element types are cast to their common type before the type rule sees them.
+        ``(output_type, *input_types, **attrs) -> Size``; by default one an output element for
+        POINTWISE, one an input element for REDUCE, none for MOVE.
+    promotes : bool or "float"
+        Inputs of different element types are cast to their common type before the type rule sees
+        them; with "float", inputs that are all integers or bools to float32, so that real functions
+        compute on floats alone.
     samples, errors : callable
-        ``(rng) -> iterable of Sample`` in float64 (tests also run them in float32), ``() -> iterable of ErrorSample``.
+        ``(rng) -> iterable of Sample`` in float64 (tests also run them in float32), ``() ->
+        iterable of ErrorSample``.
     torch : callable, optional
         The PyTorch twin ``(torch, *tensors, **attrs) -> tensor``; None where PyTorch has none.
     ulp : float
-        Error of one application in units in the last place, for tolerances of the tests; 0 means correctly rounded.
+        Error of one application in units in the last place, for tolerances of the tests; 0 means
+        correctly rounded.
     """
 
     name: str
@@ -171,7 +178,7 @@ class OpDef:
     reduction: Reduction | None = None
     expand: Callable[..., Any] | None = None
     flops: Callable[..., Size] | None = None
-    promotes: bool = False
+    promotes: bool | Literal["float"] = False
     samples: Callable[[np.random.Generator], Iterable[Sample]] | None = None
     errors: Callable[[], Iterable[ErrorSample]] | None = None
     torch: Callable[..., Any] | None = None
@@ -208,7 +215,7 @@ class OpTable:
     def __contains__(self, name: str) -> bool:
         return name in self._ops
 
-    def __iter__(self) -> Iterable[OpDef]:  # type: ignore[misc]
+    def __iter__(self) -> Iterator[OpDef]:
         return iter(self._ops.values())
 
     def __len__(self) -> int:

@@ -11,6 +11,7 @@ where it stands:
 - ``x + y``, ``op.relu(x)``: any node, the same node wherever the name comes again;
 - ``op.transpose(x, axes=a)``: the value of an attribute, equal wherever the name comes again;
 - ``op.conv2d(x, w, **c)``: all attributes that are not named, as a dictionary;
+- ``op.linear(x, w, *b)``: all inputs from there on, as a tuple;
 - ``y(op.relu(x))``: the node that the pattern in parentheses matches.
 
 A number matches a constant all of whose elements are that number, to the bit: ``0`` does not match
@@ -89,9 +90,13 @@ def used_once(*names: str) -> Guard:
 def parametric(*names: str) -> Guard:
     """The guard that these nodes depend on parameters and constants only."""
     text = f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} parametric"
-    return Guard(
-        text, lambda known, *nodes: all(known(node) for node in nodes), ("parametric", *names)
-    )
+    return Guard(text, lambda known, *found: all(map(known, _nodes(found))), ("parametric", *names))
+
+
+def _nodes(found: Sequence[Any]) -> Iterator[Node]:
+    """The nodes that variables stand for, one or several each."""
+    for value in found:
+        yield from value if isinstance(value, tuple) else (value,)
 
 
 @dataclass(frozen=True, eq=False)
@@ -235,9 +240,20 @@ class Procedure:
             return None
         if after.type != node.type:
             raise RuleError(f"the rule {self.name!r} replaces {node.type} by {after.type}")
-        kept = {id(after), *map(id, after.inputs)}
-        interior = (node, *(n for n in node.inputs if n.inputs and id(n) not in kept))
-        return Rewrite(self.name, node, after, {}, interior)
+        return Rewrite(self.name, node, after, {}, (node, *_dropped(node, after)))
+
+
+def _dropped(node: Node, after: Node) -> Iterator[Node]:
+    """The inputs of ``node`` that ``after`` does not read, other than leaves."""
+    ends = {*node.inputs, *(n for source in node.inputs for n in source.inputs)}
+    seen: set[Node] = set()
+    stack = [after]
+    while stack:
+        reached = stack.pop()
+        if reached not in seen:
+            seen.add(reached)
+            stack += () if reached in ends else reached.inputs
+    yield from (source for source in node.inputs if source.inputs and source not in seen)
 
 
 def procedure(
@@ -302,9 +318,15 @@ class Match:
 def _same(a: Any, b: Any) -> bool:
     if isinstance(a, Node) or isinstance(b, Node):
         return a is b
+    if _are_nodes(a) or _are_nodes(b):
+        return len(a) == len(b) and all(map(_same, a, b))
     if isinstance(a, Mapping) and isinstance(b, Mapping):
         return attrs_key(a) == attrs_key(b)
     return attrs_key({"": a}) == attrs_key({"": b})
+
+
+def _are_nodes(value: Any) -> bool:
+    return isinstance(value, tuple) and any(isinstance(item, Node) for item in value)
 
 
 def _binary(name: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
@@ -360,6 +382,10 @@ class Variable(Pattern):
             raise RuleError(f"{self.name}(...) names an op applied to something, not {pattern!r}")
         return Application(pattern.op, pattern.inputs, pattern.attrs, self.name)
 
+    def __iter__(self) -> Iterator[Pattern]:
+        """Makes ``*b`` in a pattern stand for the inputs from there on."""
+        return iter((Rest(self.name),))
+
     def keys(self) -> tuple[str]:
         """Makes ``**c`` in a pattern stand for the attributes that are not named."""
         return (_REST,)
@@ -371,6 +397,10 @@ class Variable(Pattern):
         """Binds the variable."""
         if found := match.bind(self.name, node):
             yield found
+
+
+class Rest(Variable):
+    """The inputs from some place on; made by ``*b``."""
 
 
 class Number(Pattern):
@@ -403,7 +433,7 @@ class Application(Pattern):
 
     def match(self, node: Node, match: Match) -> Iterator[Match]:
         """Matches op, attributes, then inputs, in both orders where the op is commutative."""
-        if node.op.name != self.op or len(node.inputs) != len(self.inputs):
+        if node.op.name != self.op:
             return
         found: Match | None = match.through(node)
         if found and self.name:
@@ -412,7 +442,7 @@ class Application(Pattern):
         if found is None:
             return
         yield from _match_inputs(self.inputs, node.inputs, found)
-        if self.op in COMMUTATIVE and node.inputs[0] is not node.inputs[1]:
+        if self.op in COMMUTATIVE and len(set(node.inputs)) == 2:
             yield from _match_inputs(self.inputs, node.inputs[::-1], found)
 
     def _match_attrs(self, node: Node, match: Match) -> Match | None:
@@ -446,8 +476,13 @@ _REST = "**"
 def _match_inputs(
     patterns: Sequence[Pattern], nodes: Sequence[Node], match: Match
 ) -> Iterator[Match]:
-    if not patterns:
-        yield match
+    if patterns and isinstance(patterns[0], Rest):
+        if bound := match.bind(patterns[0].name, tuple(nodes)):
+            yield bound
+        return
+    if not patterns or not nodes:
+        if len(patterns) == len(nodes):
+            yield match
         return
     for found in patterns[0].match(nodes[0], match):
         yield from _match_inputs(patterns[1:], nodes[1:], found)

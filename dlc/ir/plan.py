@@ -1,22 +1,26 @@
-"""The plan: buffers and steps, all that backends and the runtime see of a model, and what an artefact serialises.
+"""The plan: buffers and steps, all that backends and the runtime see of a model, and what an
+artefact serialises.
 
-A graph says what is computed; a plan says where each value lies and which kernel runs when. Passes schedule a graph into
-groups over buffers, a backend turns each group into a kernel, and the result is a table of steps that a small native
-interpreter walks. Sizes stay symbolic, so that one plan serves a whole range of batch sizes.
+A graph says what is computed; a plan says where each value lies and which kernel runs when. Passes
+schedule a graph into groups over buffers, a backend turns each group into a kernel, and the result
+is a table of steps that a small native interpreter walks. Sizes stay symbolic, so that one plan
+serves a whole range of batch sizes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, TypeAlias, Union
+from typing import Any, TypeAlias
 
 from dlc.ir.sizes import Dim, Floor, Poly, Size, as_size, product
 from dlc.ir.types import ITEMSIZE, TensorType
 
-#: Buffers in the arena begin at multiples of this many bytes: two cache lines, as the adjacent-line prefetcher pairs them.
+#: Buffers in the arena begin at multiples of this many bytes: two cache lines, as the adjacent-line
+#: prefetcher pairs them.
 ALIGNMENT = 128
-#: Bytes that stay readable behind each buffer of ours, for vector loads that run past a ragged edge.
+#: Bytes that stay readable behind each buffer of ours, for vector loads that run past a ragged
+#: edge.
 SLACK = 128
 
 
@@ -77,8 +81,9 @@ class Buffer:
     ----------
     name : str
     role : str
-        "input", "output" (the caller's arrays), "parameter" (the model's), "constant", "prepared" (made from parameters
-        before the first run), "arena" (planned, reused) or "header" (the call's own words).
+        "input", "output" (the caller's arrays), "parameter" (the model's), "constant", "prepared"
+        (made from parameters before the first run), "arena" (planned, reused) or "header" (the
+        call's own words).
     type : TensorType
     layout : Layout
     offset : int
@@ -112,17 +117,21 @@ class Address:
 
 @dataclass(frozen=True, slots=True)
 class Scratch:
-    """An argument word: the address of the scratch memory that all threads of a step share (each takes its part)."""
+    """An argument word: the address of the scratch memory that all threads of a step share (each
+    takes its part).
+    """
 
 
-Arg: TypeAlias = Union[Address, Scratch, Size]
+Arg: TypeAlias = Address | Scratch | Size
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One kernel call: ``kernel`` names the native symbol, ``barrier`` whether all threads meet behind it.
+    """One kernel call: ``kernel`` names the native symbol, ``barrier`` whether all threads meet
+    behind it.
 
-    ``flops`` and ``bytes`` count what the kernel computes and moves at least, for profiles; ``label`` says what it is.
+    ``flops`` and ``bytes`` count what the kernel computes and moves at least, for profiles;
+    ``label`` says what it is.
     """
 
     kernel: str
@@ -143,7 +152,8 @@ class Plan:
     prepare, main : tuple of Step
         Steps run when a parameter has changed, and on every call.
     inputs, outputs : tuple of int
-        Buffers of the arguments and results in the caller's order. An output may be an input's or another output's buffer.
+        Buffers of the arguments and results in the caller's order. An output may be an input's or
+        another output's buffer.
     dims : tuple of Dim
     arena, prepared : int
         Bytes, at the maximum of every dimension.
@@ -204,7 +214,9 @@ def from_json(value: Any) -> Any:
 
 
 def _atom_json(atom: Dim | Floor) -> Any:
-    return to_json(atom) if isinstance(atom, Dim) else ["Floor", to_json(atom.numerator), atom.divisor]
+    return (
+        to_json(atom) if isinstance(atom, Dim) else ["Floor", to_json(atom.numerator), atom.divisor]
+    )
 
 
 def _atom_from(value: Any) -> Dim | Floor:

@@ -1,7 +1,8 @@
-"""The schedule: which nodes form one kernel, and the layout of every value that is written to memory.
+"""The schedule: which nodes form one kernel, and the layout of every value that is written to
+memory.
 
-It stands between the graph and the plan. Fusion fills the groups, the layout pass the layouts, the memory pass the buffers;
-a backend then turns each group into one kernel.
+It stands between the graph and the plan. Fusion fills the groups, the layout pass the layouts, the
+memory pass the buffers; a backend then turns each group into one kernel.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ class Group:
     Parameters
     ----------
     anchor : Node
-        The node that decides the form of the loops: a contraction, a window, a reduction, or the last of a pointwise group.
+        The node that decides the form of the loops: a contraction, a window, a reduction, or the
+        last of a pointwise group.
     inside : tuple of Node
         Every node computed in the kernel, in topological order.
     outputs : tuple of Node
@@ -44,7 +46,9 @@ class Group:
 
     @property
     def flops(self) -> Size:
-        """Floating-point operations, one for each op of a scalar expression, two for a multiply-add."""
+        """Floating-point operations, one for each op of a scalar expression, two for a multiply-
+        add.
+        """
         total: Size = 0
         for node in self.inside:
             total = total + flops_of(node)
@@ -76,7 +80,9 @@ def flops_of(node: Node) -> Size:
 
 @dataclass(frozen=True, eq=False)
 class Schedule:
-    """Groups in the order in which they run, with the layout and the buffer of each value in memory."""
+    """Groups in the order in which they run, with the layout and the buffer of each value in
+    memory.
+    """
 
     graph: Graph
     groups: tuple[Group, ...]

@@ -14,6 +14,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias, Union
 
+import numpy as np
+
 from dlc.errors import ShapeError
 
 
@@ -43,16 +45,25 @@ class Dim:
         return self.name
 
     def __add__(self, other: Size | Dim) -> Size:
-        return as_size(self) + as_size(other)
+        return as_size(self) + other
 
     def __mul__(self, other: Size | Dim) -> Size:
-        return as_size(self) * as_size(other)
+        return as_size(self) * other
 
     def __sub__(self, other: Size | Dim) -> Size:
-        return as_size(self) - as_size(other)
+        return as_size(self) - other
+
+    def __rsub__(self, other: Size | Dim) -> Size:
+        return other - as_size(self)
+
+    def __neg__(self) -> Size:
+        return -as_size(self)
 
     def __floordiv__(self, divisor: int) -> Size:
         return as_size(self) // divisor
+
+    def __mod__(self, divisor: int) -> Size:
+        return as_size(self) % divisor
 
     __radd__, __rmul__ = __add__, __mul__
 
@@ -84,18 +95,34 @@ class Poly:
     """
 
     __slots__ = ("terms", "_hash")
+    __array_ufunc__ = None  # NumPy integers leave the operators to this class
 
     def __init__(self, terms: Mapping[Monomial, int]):
         self.terms: dict[Monomial, int] = {m: terms[m] for m in sorted(terms, key=_order) if terms[m]}
-        self._hash = hash(tuple((tuple(map(str, m)), c) for m, c in self.terms.items()))
+        dim = self._dim()
+        words = tuple((tuple(map(str, m)), c) for m, c in self.terms.items())
+        self._hash = hash(words if dim is None else dim)
+
+    def _dim(self) -> Dim | None:
+        """The `Dim` that this is, if it is one and nothing else."""
+        match list(self.terms.items()):
+            case [((Dim() as dim,), 1)]:
+                return dim
+        return None
 
     def __eq__(self, other: object) -> bool:
+        if isinstance(other, Dim):
+            return self._dim() == other
         return isinstance(other, Poly) and self.terms == other.terms
 
     def __hash__(self) -> int:
         return self._hash
 
+    # What is no size, such as a symbolic tensor, has operators of its own.
+
     def __add__(self, other: Size | Dim) -> Size:
+        if not is_size(other):
+            return NotImplemented
         terms = dict(self.terms)
         for monomial, coefficient in _terms(other).items():
             terms[monomial] = terms.get(monomial, 0) + coefficient
@@ -105,12 +132,14 @@ class Poly:
         return self * -1
 
     def __sub__(self, other: Size | Dim) -> Size:
-        return self + as_size(other) * -1
+        return self + as_size(other) * -1 if is_size(other) else NotImplemented
 
     def __rsub__(self, other: Size | Dim) -> Size:
-        return self * -1 + other
+        return self * -1 + other if is_size(other) else NotImplemented
 
     def __mul__(self, other: Size | Dim) -> Size:
+        if not is_size(other):
+            return NotImplemented
         terms: dict[Monomial, int] = {}
         for a, x in self.terms.items():
             for b, y in _terms(other).items():
@@ -123,23 +152,22 @@ class Poly:
     def __floordiv__(self, divisor: int) -> Size:
         if not isinstance(divisor, int) or divisor <= 0:
             raise ShapeError(f"symbolic sizes divide by positive integers only, got ({self}) // {divisor}")
-        whole = {m: c // divisor for m, c in self.terms.items() if c % divisor == 0}
-        rest = {m: c for m, c in self.terms.items() if c % divisor}
-        constant = rest.pop((), 0)  # floor((d q + r + p) / d) = q + floor((r + p) / d)
-        whole[()] = whole.get((), 0) + constant // divisor
-        remainder = constant % divisor
-        if remainder:
-            rest[()] = remainder
-        quotient = _simplest(whole)
-        if not rest or set(rest) == {()}:
-            return quotient
-        low, high = bounds(_simplest(rest))
+        # floor((d q + r) / d) = q + floor(r / d), where r has what d does not divide.
+        whole = _simplest({m: c // divisor for m, c in self.terms.items() if not m or c % divisor == 0})
+        rest = _simplest({m: c % divisor if not m else c for m, c in self.terms.items() if c % divisor})
+        low, high = bounds(rest)
         if low // divisor == high // divisor:  # the rest never reaches another multiple
-            return quotient + low // divisor
-        return quotient + Poly({(Floor(Poly(rest), divisor),): 1})
+            return whole + low // divisor
+        assert isinstance(rest, Poly)
+        return whole + _floor(rest, divisor)
 
     def __mod__(self, divisor: int) -> Size:
         return self - (self // divisor) * divisor
+
+    def __rfloordiv__(self, other: object) -> Size:
+        raise ShapeError(f"symbolic sizes divide by positive integers only, got {other} // ({self})")
+
+    __rmod__ = __rfloordiv__
 
     def __str__(self) -> str:
         parts = []
@@ -174,6 +202,23 @@ class Poly:
         return less(other, self + 1)
 
 
+def _floor(size: Poly, divisor: int) -> Size:
+    """``size // divisor`` in lowest terms: ``(4 i + j) // 8`` is ``i // 2`` where ``0 <= j < 4``."""
+    for common in sorted({math.gcd(divisor, c) for m, c in size.terms.items() if m}, reverse=True):
+        part = {m: c // common for m, c in size.terms.items() if not m or c % common == 0}
+        low, high = bounds(size - _simplest(part) * common)
+        if common > 1 and low >= 0 and high < common:
+            return _simplest(part) // (divisor // common)
+    for monomial, coefficient in size.terms.items():
+        match monomial:
+            case (Floor() as inner,) if coefficient == 1:  # (p // a + q) // d = (p + a q) // (a d)
+                outer = (size - Poly({monomial: 1})) * inner.divisor
+                return (inner.numerator + outer) // (inner.divisor * divisor)
+    reduced = {m: c % divisor for m, c in size.terms.items()}
+    whole = {m: c // divisor for m, c in size.terms.items()}
+    return _simplest(whole) + Poly({(Floor(Poly(reduced), divisor),): 1})
+
+
 def _order(monomial: Monomial) -> tuple[int, tuple[str, ...]]:
     return -len(monomial), tuple(map(str, monomial))
 
@@ -190,6 +235,11 @@ def _simplest(terms: Mapping[Monomial, int]) -> Size:
     if set(poly.terms) == {()}:
         return poly.terms[()]
     return poly
+
+
+def is_size(value: object) -> bool:
+    """Whether a value is a size: an int, a NumPy integer, a `Dim` or a symbolic size."""
+    return isinstance(value, (int, np.integer, Poly, Dim)) and not isinstance(value, bool)
 
 
 def as_size(value: object) -> Size:
@@ -224,6 +274,8 @@ def evaluate(size: Size, values: Mapping[str, int]) -> int:
     for monomial, coefficient in size.terms.items():
         for atom in monomial:
             if isinstance(atom, Dim):
+                if atom.name not in values:
+                    raise ShapeError(f"the size {size} needs a value for {atom}, got {dict(values)}")
                 coefficient *= values[atom.name]
             else:
                 coefficient *= evaluate(atom.numerator, values) // atom.divisor

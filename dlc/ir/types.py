@@ -1,13 +1,14 @@
 """Types of values: an element type and a shape of sizes.
 
-A node's type comes from its op's rule and never from a pass, so types are small, frozen and comparable.
+A node's type comes from its op's rule and never from a pass, so types are small, frozen and
+comparable.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TypeAlias, Union
+from typing import TypeAlias
 
 import numpy as np
 
@@ -66,7 +67,7 @@ class TupleType:
         return f"({', '.join(map(str, self.elements))})"
 
 
-Type: TypeAlias = Union[TensorType, TupleType]
+Type: TypeAlias = TensorType | TupleType
 
 
 def tensor(dtype: object, shape: Iterable[object] = ()) -> TensorType:
@@ -102,7 +103,8 @@ def is_float(dtype: str) -> bool:
 
 
 class TensorSpec:
-    """What `dlc.compile` and `dlc.trace` know of an argument before any value exists: shape and element type.
+    """What `dlc.compile` and `dlc.trace` know of an argument before any value exists: shape and
+    element type.
 
     Parameters
     ----------
@@ -112,7 +114,9 @@ class TensorSpec:
         The name of the graph input; by default the parameter's name in the traced function.
     """
 
-    def __init__(self, shape: Iterable[int | Dim | Size], dtype: object = "float32", name: str | None = None):
+    def __init__(
+        self, shape: Iterable[int | Dim | Size], dtype: object = "float32", name: str | None = None
+    ):
         self.type = tensor(dtype, shape)
         self.name = name
 

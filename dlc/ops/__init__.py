@@ -3,9 +3,11 @@
 One scan, one table: a record is added by writing it at module level in a family's file, it is
 refused when its name is taken, and after the scan the table is frozen.
 
-common       type rules, axes, broadcasting, scalar expressions
+common       type rules, axes, broadcasting, samples, twins
+window       sliding windows: how many there are, their taps, padding
 leaf         inputs, parameters, constants, sizes
-elementwise  arithmetic, comparisons, elementary functions, casts
+elementwise  arithmetic, comparisons, logic, bounds, choice, casts
+elementary   exp, log, sqrt, sin, tanh, erf and the like; rounding
 activation   activation functions
 reduce       sums, maxima, argmax; softmax and its relatives
 move         reshape, transpose, expand, slice, pad, concat, flip
@@ -21,13 +23,13 @@ packed       forms of contractions that kernels compute, and the packing of weig
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.util import find_spec
 
 from dlc.ir.op import OPS, OpDef
 
 FAMILIES = (
     "leaf",
     "elementwise",
+    "elementary",
     "activation",
     "reduce",
     "move",
@@ -43,10 +45,8 @@ FAMILIES = (
 
 def _scan() -> None:
     for family in FAMILIES:
-        if find_spec(f"{__name__}.{family}") is None:
-            continue
         for value in vars(import_module(f"{__name__}.{family}")).values():
-            if isinstance(value, OpDef) and not (value.name in OPS and OPS[value.name] is value):
+            if isinstance(value, OpDef):
                 OPS.add(value)
     OPS.freeze()
 

@@ -1,7 +1,7 @@
-"""Activation functions: elementwise, with PyTorch's names, parameters and values at ties and at NaN.
+"""Activation functions: elementwise, with PyTorch's names, parameters and special values.
 
-A negative branch evaluates ``exp`` of ``min(x, 0)``, so that neither the value nor a second derivative meets
-``inf * 0`` in the branch that is not taken.
+A gradient that holds below zero takes ``exp`` of ``min(x, 0)``, so that a second derivative meets
+no ``inf * 0`` in the branch that is not taken.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from dlc.ir.node import Node
 from dlc.ir.op import Array, ErrorSample, Kind, OpDef, Sample
 from dlc.ir.types import TensorType
 from dlc.ops.common import (
-    broadcast,
     only_floats,
     plain,
     specials,
@@ -26,12 +25,13 @@ from dlc.ops.common import (
     uniform,
     where,
 )
-from dlc.ops.elementwise import erf_ref, unary_samples
+from dlc.ops.elementary import erf_ref
+from dlc.ops.elementwise import Samples, by_kind, only_numbers, unary_samples
 
 SELU_ALPHA = (
     1.6732632423543772848170429916717  # Klambauer et al. 2017, "Self-Normalizing Neural Networks"
 )
-SELU_SCALE = 1.0507009873554804934193349852946
+SELU_SCALE = 1.0507009873554805
 
 
 def _activation(
@@ -53,14 +53,17 @@ def _activation(
         ],
     )
 
+    fields.setdefault("samples", _samples(settings, integers=fields["infer"] is not only_floats))
+    return OpDef(name, Kind.POINTWISE, ref=ref, doc=doc, scalar=scalar, grad=grad, **fields)
+
+
+def _samples(settings: Iterable[dict[str, Any]], integers: bool = False) -> Samples:
     def samples(rng: np.random.Generator) -> Iterable[Sample]:
         for attrs in settings:
-            for sample in unary_samples(integers=fields["infer"] is not only_floats)(rng):
+            for sample in unary_samples(integers=integers)(rng):
                 yield Sample(sample.arrays, attrs, sample.differentiable)
 
-    return OpDef(
-        name, Kind.POINTWISE, ref=ref, doc=doc, scalar=scalar, grad=grad, samples=samples, **fields
-    )
+    return samples
 
 
 def _floats(**defaults: float) -> Callable[..., dict[str, Any]]:
@@ -79,19 +82,13 @@ def _negative(x: Node) -> Node:
     return x.minimum(0.0)
 
 
-def _numbers(x: TensorType, **_: object) -> TensorType:
-    if x.dtype == "bool":
-        raise DTypeError("expects a tensor of numbers, got bool; cast with x.to(dtype)")
-    return x
-
-
 relu = _activation(
     "relu",
     "max(x, 0); NaN stays",
-    lambda dtype: "relu({0})" if dtype.startswith("float") else "{0} if {0} > 0 else 0",
-    lambda x: np.where(x <= 0, x.dtype.type(0), x),
+    by_kind("relu({0})", "{0} if {0} > 0 else 0"),
+    lambda x: np.where(x < 0, x.dtype.type(0), x),
     lambda g, y, x: (where(y <= 0.0, 0.0, g),),
-    infer=_numbers,
+    infer=only_numbers,
     errors=lambda: [ErrorSample((TensorType("bool"),), {}, DTypeError, "got bool")],
     ulp=0.0,
 )
@@ -132,14 +129,15 @@ prelu = OpDef(
 )
 
 
-def _elu_ref(x: Array, alpha: float) -> Array:
-    return np.where(x > 0, x, x.dtype.type(alpha) * np.expm1(np.minimum(x, x.dtype.type(0))))
+def _elu_ref(x: Array, alpha: float = 1.0) -> Array:
+    y: Array = np.where(x < 0, x.dtype.type(alpha) * np.expm1(x), x)
+    return y
 
 
 elu = _activation(
     "elu",
     "x above zero, alpha * (exp(x) - 1) below",
-    "{0} if {0} > 0 else {alpha} * expm1(fmin({0}, 0.0))",
+    "{alpha} * expm1({0}) if {0} < 0 else {0}",
     _elu_ref,
     lambda g, y, x, alpha: (where(x > 0.0, g, g * alpha * _negative(x).exp()),),
     ({}, {"alpha": 0.5}),
@@ -153,11 +151,16 @@ def _celu_attrs(x: TensorType, alpha: float = 1.0) -> dict[str, Any]:
     return {"alpha": float(alpha)}
 
 
+def _celu_ref(x: Array, alpha: float) -> Array:
+    scale = x.dtype.type(alpha)
+    return np.where(x < 0, scale * np.expm1(x / scale), x)
+
+
 celu = _activation(
     "celu",
     "x above zero, alpha * (exp(x / alpha) - 1) below",
-    "{0} if {0} > 0 else {alpha} * expm1(fmin({0}, 0.0) / {alpha})",
-    lambda x, alpha: _elu_ref_scaled(x, x.dtype.type(alpha)),
+    "{alpha} * expm1({0} / {alpha}) if {0} < 0 else {0}",
+    _celu_ref,
     lambda g, y, x, alpha: (where(x > 0.0, g, g * (_negative(x) / alpha).exp()),),
     ({}, {"alpha": 0.5}),
     attrs=_celu_attrs,
@@ -168,12 +171,9 @@ celu = _activation(
 )
 
 
-def _elu_ref_scaled(x: Array, alpha: Any) -> Array:
-    return np.where(x > 0, x, alpha * np.expm1(np.minimum(x, x.dtype.type(0)) / alpha))
-
-
 def _selu_ref(x: Array) -> Array:
-    return x.dtype.type(SELU_SCALE) * _elu_ref(x, SELU_ALPHA)
+    y: Array = x.dtype.type(SELU_SCALE) * _elu_ref(x, SELU_ALPHA)
+    return y
 
 
 def _selu_grad(g: Node, y: Node, x: Node) -> tuple[Node]:
@@ -183,7 +183,7 @@ def _selu_grad(g: Node, y: Node, x: Node) -> tuple[Node]:
 selu = _activation(
     "selu",
     "ELU scaled so that activations keep mean 0 and variance 1",
-    f"{SELU_SCALE!r} * ({{0}} if {{0}} > 0 else {SELU_ALPHA!r} * expm1(fmin({{0}}, 0.0)))",
+    f"{SELU_SCALE!r} * ({SELU_ALPHA!r} * expm1({{0}}) if {{0}} < 0 else {{0}})",
     _selu_ref,
     _selu_grad,
 )
@@ -198,7 +198,7 @@ def _hardtanh_attrs(x: TensorType, low: float = -1.0, high: float = 1.0) -> dict
 
 
 def _hardtanh_ref(x: Array, low: float, high: float) -> Array:
-    return np.minimum(np.maximum(x, x.dtype.type(low)), x.dtype.type(high))
+    return np.where(x < low, x.dtype.type(low), np.where(x > high, x.dtype.type(high), x))
 
 
 def _hardtanh_grad(g: Node, y: Node, x: Node, low: float, high: float) -> tuple[Node]:
@@ -208,7 +208,7 @@ def _hardtanh_grad(g: Node, y: Node, x: Node, low: float, high: float) -> tuple[
 hardtanh = _activation(
     "hardtanh",
     "x held between low and high; flat at the bounds themselves",
-    "fmin(fmax({0}, {low}), {high})",
+    "{low} if {0} < {low} else ({high} if {0} > {high} else {0})",
     _hardtanh_ref,
     _hardtanh_grad,
     ({}, {"low": -0.5, "high": 2.0}),
@@ -226,8 +226,8 @@ hardtanh = _activation(
 relu6 = _activation(
     "relu6",
     "x held between 0 and 6",
-    f"fmin(fmax({{0}}, 0.0), {RELU6_HIGH})",
-    lambda x: _hardtanh_ref(x * 1, 0.0, RELU6_HIGH),
+    f"0.0 if {{0}} < 0.0 else ({RELU6_HIGH} if {{0}} > {RELU6_HIGH} else {{0}})",
+    lambda x: _hardtanh_ref(x, 0.0, RELU6_HIGH),
     lambda g, y, x: _hardtanh_grad(g, y, x, 0.0, RELU6_HIGH),
     ulp=0.0,
 )
@@ -257,9 +257,11 @@ def _gelu(dtype: str, /, approximate: str) -> str:
 def _gelu_ref(x: Array, approximate: str) -> Array:
     real = x.dtype.type
     if approximate == "none":
-        return real(0.5) * x * (real(1) + erf_ref(x * real(SQRT_HALF)))
-    inner = real(SQRT_2_OVER_PI) * (x + real(GELU_CUBE) * x * x * x)
-    return real(0.5) * x * (real(1) + np.tanh(inner))
+        half: Array = erf_ref(x * real(SQRT_HALF))
+    else:
+        half = np.tanh(real(SQRT_2_OVER_PI) * (x + real(GELU_CUBE) * x * x * x))
+    y: Array = real(0.5) * x * (real(1) + half)
+    return y
 
 
 def _gelu_grad(g: Node, y: Node, x: Node, approximate: str) -> tuple[Node]:
@@ -271,14 +273,21 @@ def _gelu_grad(g: Node, y: Node, x: Node, approximate: str) -> tuple[Node]:
     return (g * ((t + 1.0) * 0.5 + x * 0.5 * (1.0 - t * t) * slope),)
 
 
+def _gelu_samples(rng: np.random.Generator) -> Iterable[Sample]:
+    for sample in _samples(({"approximate": "none"}, {"approximate": "tanh"}))(rng):
+        x = sample.arrays[0]
+        finite = np.where(x == math.inf, 1.0, x)  # where PyTorch's float32 gives NaN, float64 inf
+        yield Sample((finite,), sample.attrs, sample.differentiable)
+
+
 gelu = _activation(
     "gelu",
     "x times the normal distribution function at x, or its tanh approximation",
     _gelu,
     _gelu_ref,
     _gelu_grad,
-    ({"approximate": "none"}, {"approximate": "tanh"}),
     attrs=_gelu_attrs,
+    samples=_gelu_samples,
     errors=lambda: [
         ErrorSample((TensorType("float32"),), {"approximate": "exact"}, ArgumentError, "'tanh'"),
         ErrorSample((TensorType("int32"),), {}, DTypeError, "floats"),

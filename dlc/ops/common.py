@@ -1,4 +1,4 @@
-"""What the op families share: type rules, axes, broadcasting, scalar expressions, samples.
+"""What the op families share: type rules, axes, broadcasting, samples, twins.
 
 They are small functions with one meaning each, so that a record reads as a definition.
 """
@@ -6,7 +6,7 @@ They are small functions with one meaning each, so that a record reads as a defi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,27 +14,24 @@ import numpy as np
 from dlc.errors import DTypeError, ShapeError
 from dlc.ir.arithmetic import where
 from dlc.ir.node import Builder, Node
-from dlc.ir.op import Array, OpDef, Sample
+from dlc.ir.op import Array, Sample
 from dlc.ir.sizes import Size, equal, shape_text
-from dlc.ir.types import FLOATS, TensorType, is_float
+from dlc.ir.types import FLOATS, TensorType
 
 __all__ = [
     "broadcast",
     "broadcast_shapes",
     "comparison",
-    "expression",
     "filled",
-    "float_result",
-    "literal",
     "normal_axes",
     "normal_axis",
     "only_floats",
-    "uniform",
     "require_float",
     "require_integer",
     "specials",
     "twin",
     "unbroadcast",
+    "uniform",
     "where",
 ]
 
@@ -52,12 +49,6 @@ def broadcast(*types: TensorType, **_: object) -> TensorType:
 def comparison(*types: TensorType, **_: object) -> TensorType:
     """The type rule of comparisons: shapes broadcast, the result is bool."""
     return broadcast(*types).with_dtype("bool")
-
-
-def float_result(*types: TensorType, **_: object) -> TensorType:
-    """The type rule of real functions: integers and bools give float32."""
-    result = broadcast(*types)
-    return result if is_float(result.dtype) else result.with_dtype("float32")
 
 
 def only_floats(*types: TensorType, **_: object) -> TensorType:
@@ -146,44 +137,6 @@ def filled(builder: Builder, shape: Iterable[Size], value: float, dtype: str) ->
     return builder.node("expand", (scalar,), {"shape": sizes}) if sizes else scalar
 
 
-# Scalar expressions.
-
-
-def expression(
-    op: OpDef, dtype: str, operands: Sequence[str], attrs: Mapping[str, Any] | None = None
-) -> str:
-    """The text of one element of a pointwise op.
-
-    Parameters
-    ----------
-    op : OpDef
-        A POINTWISE record.
-    dtype : str
-        Element type of its first input.
-    operands : sequence of str
-        A name, a literal or a parenthesised expression for each input.
-    attrs : mapping, optional
-        The node's attributes.
-
-    Returns
-    -------
-    str
-        A Python expression; its value, converted to the element type of the node, is the result.
-    """
-    attrs = attrs or {}
-    if op.scalar is None:
-        raise ShapeError(f"{op.name} is {op.kind.value}, so it has no scalar expression")
-    text = op.scalar if isinstance(op.scalar, str) else op.scalar(dtype, **attrs)
-    return text.format(*operands, **{name: literal(value) for name, value in attrs.items()})
-
-
-def literal(value: object) -> str:
-    """A number as a scalar expression writes it: ``inf`` and ``nan`` are names."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return "nan" if math.isnan(value) else "inf" if value > 0 else "(-inf)"
-    return f"({value!r})" if isinstance(value, (int, float)) and value < 0 else repr(value)
-
-
 # Samples and twins.
 
 
@@ -208,7 +161,7 @@ def plain(*arrays: Any, **attrs: Any) -> Sample:
 
 
 def twin(name: str, **renamed: str) -> Callable[..., Any]:
-    """The PyTorch function ``torch.<name>``, with attributes renamed: ``twin("sum", axes="dim")``."""
+    """The function ``torch.<name>``, with attributes renamed: ``twin("sum", axes="dim")``."""
 
     def call(torch: Any, *tensors: Any, **attrs: Any) -> Any:
         function = torch

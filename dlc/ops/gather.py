@@ -1,12 +1,11 @@
 """Movement to and from positions that are values: take, gather, scatter_add.
 
-An index out of range is an error that names the op, the index and its place; a negative one is out of range too
-(indexing a tensor with ``x[i]`` counts it from the end first).
+An index out of range is an error that names the op, the index and its place; a negative one is out
+of range too (indexing a tensor with ``x[i]`` counts it from the end first).
 """
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from dlc.ir.node import Node
 from dlc.ir.op import Array, ErrorSample, Kind, OpDef, Sample
 from dlc.ir.sizes import bounds, product, shape_text
 from dlc.ir.types import TensorType
-from dlc.ops.common import filled, normal_axis, plain, require_integer, twin, uniform
+from dlc.ops.common import filled, normal_axis, plain, require_integer, uniform
 
 VECTOR = TensorType("float32", (4,))
 POSITIONS = TensorType("int64", (4,))
@@ -111,7 +110,7 @@ def _gather_type(x: TensorType, index: TensorType, axis: int) -> TensorType:
 
 
 def _mesh(index: Array, axis: int) -> tuple[Array, ...]:
-    """For each element of ``index`` the place in the other tensor: its own, but along ``axis`` what it says."""
+    """Where each element of ``index`` points: its own place, but along ``axis`` what it says."""
     mesh = list(np.ogrid[tuple(slice(n) for n in index.shape)])
     mesh[axis] = index
     return tuple(mesh)
@@ -182,6 +181,21 @@ def _scatter_grad(
     return g, None, part
 
 
+def _with_index(
+    rng: np.random.Generator,
+    x: tuple[int, ...],
+    index: tuple[int, ...],
+    src: tuple[int, ...],
+    axis: int,
+) -> tuple[Array, ...]:
+    return *uniform(rng, x), rng.integers(0, x[axis], index), *uniform(rng, src)
+
+
+def _scatter_torch(torch: Any, x: Any, index: Any, src: Any, axis: int) -> Any:
+    # PyTorch's own gradient wants a source of the index's shape.
+    return torch.scatter_add(x, axis, index, src[tuple(slice(n) for n in index.shape)])
+
+
 scatter_add = OpDef(
     "scatter_add",
     Kind.OPAQUE,
@@ -205,15 +219,5 @@ scatter_add = OpDef(
             (VECTOR, TensorType("int64", (5,)), VECTOR), {"axis": 0}, ShapeError, "its source along"
         ),
     ],
-    torch=lambda torch, x, index, src, axis: torch.scatter_add(x, axis, index, src),
+    torch=_scatter_torch,
 )
-
-
-def _with_index(
-    rng: np.random.Generator,
-    x: tuple[int, ...],
-    index: tuple[int, ...],
-    src: tuple[int, ...],
-    axis: int,
-) -> tuple[Array, Array, Array]:
-    return *uniform(rng, x), rng.integers(0, x[axis], index), *uniform(rng, src)

@@ -1,8 +1,9 @@
 """Operators of chosen algorithms: contractions that read packed weights, and the packing itself.
 
-The `select` pass rewrites `conv2d` and `matmul` into these, so that the choice of an algorithm is visible in the graph, is
-checked by value like any rewrite, and packing is an ordinary movement op that moves to `prepare` with other work on
-parameters. Panels are 32 output channels wide on every ISA; narrower vectors read a part of one.
+The `select` pass rewrites `conv2d` and `matmul` into these, so that the choice of an algorithm is
+visible in the graph, is checked by value like any rewrite, and packing is an ordinary movement op
+that moves to `prepare` with other work on parameters. Panels are 32 output channels wide on every
+ISA; narrower vectors read a part of one.
 """
 
 from __future__ import annotations
@@ -46,19 +47,25 @@ def _static(size: Size) -> int:
     raise ShapeError(f"expects weights of fixed size, got {size}")
 
 
-def _pack_conv_index(i: Sequence[Size], types: Sequence[TensorType], *, groups: int, planes: bool) -> list[Access]:
+def _pack_conv_index(
+    i: Sequence[Size], types: Sequence[TensorType], *, groups: int, planes: bool
+) -> list[Access]:
     group, panel, a, b, c, lane = i
     channel, row, column = (a, b, c) if planes else (c, a, b)
     per_group = _static(types[0].shape[0]) // groups
     within = panel * PANEL + lane
-    return [Access(0, (group * per_group + within, channel, row, column), ((0, within, per_group),))]
+    return [
+        Access(0, (group * per_group + within, channel, row, column), ((0, within, per_group),))
+    ]
 
 
 def _pack_conv_ref(w: Array, *, groups: int, planes: bool) -> Array:
     o, i, kh, kw = w.shape
     padded = _pad_channels(w.reshape(groups, o // groups, i, kh, kw), 1)
     panels = padded.reshape(groups, -1, PANEL, i, kh, kw)
-    return np.ascontiguousarray(panels.transpose((0, 1, 3, 4, 5, 2) if planes else (0, 1, 4, 5, 3, 2)))
+    return np.ascontiguousarray(
+        panels.transpose((0, 1, 3, 4, 5, 2) if planes else (0, 1, 4, 5, 3, 2))
+    )
 
 
 def _pack_conv_samples(rng: np.random.Generator) -> Iterator[Sample]:
@@ -124,7 +131,10 @@ relayout = OpDef(
     move=Move(lambda i, types, **attrs: [Access(0, tuple(i))]),
     no_grad=NO_GRADIENT,
     samples=lambda rng: [
-        Sample((rng.normal(size=(2, 3, 4, 5)),), {"order": (0, 2, 3, 1), "halo": ((0, 0), (0, 0), (1, 1), (2, 0))})
+        Sample(
+            (rng.normal(size=(2, 3, 4, 5)),),
+            {"order": (0, 2, 3, 1), "halo": ((0, 0), (0, 0), (1, 1), (2, 0))},
+        )
     ],
 )
 
@@ -150,7 +160,8 @@ def _conv_direct_type(
 ) -> TensorType:
     kernel = w.shape[3:5] if planes else w.shape[2:4]
     spatial = [
-        conv_output(x.shape[2 + d], _static(kernel[d]), stride[d], padding[d], dilation[d]) for d in range(2)
+        conv_output(x.shape[2 + d], _static(kernel[d]), stride[d], padding[d], dilation[d])
+        for d in range(2)
     ]
     return tensor(x.dtype, (x.shape[0], channels, *spatial))
 
@@ -158,11 +169,17 @@ def _conv_direct_type(
 def _unpack_conv(w: Array, channels: int, groups: int, planes: bool) -> Array:
     w = w.transpose((0, 1, 5, 2, 3, 4) if planes else (0, 1, 5, 4, 2, 3))
     g, p, lane, i, kh, kw = w.shape
-    return np.ascontiguousarray(w.reshape(g, p * lane, i, kh, kw)[:, : channels // groups]).reshape(channels, i, kh, kw)
+    return np.ascontiguousarray(w.reshape(g, p * lane, i, kh, kw)[:, : channels // groups]).reshape(
+        channels, i, kh, kw
+    )
 
 
-def _conv_direct_ref(x: Array, w: Array, *, channels: int, groups: int, planes: bool, **attrs: Any) -> Array:
-    result: Array = OPS["conv2d"].ref(x, _unpack_conv(w, channels, groups, planes), groups=groups, **attrs)
+def _conv_direct_ref(
+    x: Array, w: Array, *, channels: int, groups: int, planes: bool, **attrs: Any
+) -> Array:
+    result: Array = OPS["conv2d"].ref(
+        x, _unpack_conv(w, channels, groups, planes), groups=groups, **attrs
+    )
     return result
 
 
@@ -172,9 +189,13 @@ def _conv_direct_flops(y: TensorType, x: TensorType, w: TensorType, **attrs: Any
 
 def _conv_direct_samples(rng: np.random.Generator) -> Iterator[Sample]:
     for groups, planes in ((1, False), (2, False), (1, True)):
-        weights = _pack_conv_ref(rng.normal(size=(34, 4 // groups, 3, 3)), groups=groups, planes=planes)
+        weights = _pack_conv_ref(
+            rng.normal(size=(34, 4 // groups, 3, 3)), groups=groups, planes=planes
+        )
         attrs = {"channels": 34, "stride": (2, 1), "padding": ((1, 1), (0, 1)), "dilation": (1, 1)}
-        yield Sample((rng.normal(size=(2, 4, 6, 7)), weights), {**attrs, "groups": groups, "planes": planes})
+        yield Sample(
+            (rng.normal(size=(2, 4, 6, 7)), weights), {**attrs, "groups": groups, "planes": planes}
+        )
 
 
 conv2d_direct = OpDef(
@@ -191,11 +212,17 @@ conv2d_direct = OpDef(
 
 # Depthwise convolution: weights (C, 1, KH, KW) read as they are, transposed to (KH, KW, C)
 def _depthwise_type(
-    x: TensorType, w: TensorType, *, stride: tuple[int, int], padding: Pairs, dilation: tuple[int, int]
+    x: TensorType,
+    w: TensorType,
+    *,
+    stride: tuple[int, int],
+    padding: Pairs,
+    dilation: tuple[int, int],
 ) -> TensorType:
     kh, kw, _ = w.shape
     spatial = [
-        conv_output(x.shape[2 + d], _static((kh, kw)[d]), stride[d], padding[d], dilation[d]) for d in range(2)
+        conv_output(x.shape[2 + d], _static((kh, kw)[d]), stride[d], padding[d], dilation[d])
+        for d in range(2)
     ]
     return tensor(x.dtype, (*x.shape[:2], *spatial))
 
@@ -243,7 +270,12 @@ matmul_packed = OpDef(
     no_grad=NO_GRADIENT,
     flops=lambda y, a, b, **attrs: 2 * y.count * a.shape[-1],
     samples=lambda rng: [
-        Sample((rng.normal(size=(6, 5)), _pack_matrix_ref(rng.normal(size=(5, 40)))), {"columns": 40}),
-        Sample((rng.normal(size=(2, 6, 5)), _pack_matrix_ref(rng.normal(size=(2, 5, 7)))), {"columns": 7}),
+        Sample(
+            (rng.normal(size=(6, 5)), _pack_matrix_ref(rng.normal(size=(5, 40)))), {"columns": 40}
+        ),
+        Sample(
+            (rng.normal(size=(2, 6, 5)), _pack_matrix_ref(rng.normal(size=(2, 5, 7)))),
+            {"columns": 7},
+        ),
     ],
 )

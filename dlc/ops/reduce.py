@@ -1,7 +1,7 @@
 """Reductions: sums, products, extrema and their positions; softmax and its relatives.
 
-A reduction combines the elements along ``axes``. The last group is made of simpler ops and stays whole in the graph
-only so that rules, and a backend with a kernel for it, see it.
+A reduction combines the elements along ``axes``. The last group is made of simpler ops and stays
+whole in the graph only so that rules, and a backend with a kernel for it, see it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from dlc.errors import DTypeError, ShapeError
 from dlc.ir.node import Node
 from dlc.ir.op import Array, ErrorSample, Kind, OpDef, Reduction, Sample
-from dlc.ir.sizes import Size, bounds, product, shape_text
+from dlc.ir.sizes import Size, bounds, product
 from dlc.ir.types import TensorType, is_float
 from dlc.ops.common import (
     normal_axes,
@@ -49,7 +49,7 @@ def _count(x: Node, axes: Sequence[int]) -> Size:
 
 
 def _kept(value: Node, x: Node, axes: Sequence[int]) -> Node:
-    """A reduced ``value`` with the reduced dimensions put back, of size 1, so that it broadcasts against ``x``."""
+    """A reduced ``value`` with the lost dimensions back, of size 1: it broadcasts against ``x``."""
     return value.reshape(reduced_shape(x.shape, axes, keepdims=True))
 
 
@@ -207,7 +207,7 @@ mean = OpDef(
 
 
 def _prod_grad(g: Node, y: Node, x: Node, axes: Any, keepdims: bool) -> tuple[Node]:
-    # The product of all other elements, by no division: right where elements are zero, to any order.
+    # The product of all other elements, by no division: right at zeros, and to any order.
     others, part = None, x
     for axis in reversed(axes):
         along = _before(part, axis) * _before(part.flip(axis), axis).flip(axis)
@@ -218,7 +218,7 @@ def _prod_grad(g: Node, y: Node, x: Node, axes: Any, keepdims: bool) -> tuple[No
 
 
 def _before(x: Node, axis: int) -> Node:
-    """Along ``axis``, the product of the elements before each one, in a logarithmic number of steps."""
+    """Along ``axis``, the product of what is before each element, in logarithmically many steps."""
     size, most = x.shape[axis], bounds(x.shape[axis])[1]
     product_before = _shifted(x, axis, 1, size)
     distance = 1
@@ -346,8 +346,8 @@ all_ = OpDef(
 )
 
 
-# Positions. `combine` says whether {b}, the later element, takes the place of {a}; a backend that combines
-# out of order lets the lower position win a tie.
+# Positions. `combine` says whether {b}, the later element, takes the place of {a}; a backend that
+# combines out of order lets the lower position win a tie. NaN, which differs from itself, wins.
 
 
 def _axis_or_all(x: TensorType, axis: int | None = None, keepdims: bool = False) -> dict[str, Any]:
@@ -385,7 +385,7 @@ def _position(name: str, doc: str, symbol: str, init: float, ref: Callable[..., 
         doc=doc,
         attrs=_axis_or_all,
         reduction=Reduction(
-            f"{{b}} {symbol} {{a}} or (isnan({{b}}) and not isnan({{a}}))", init, position=True
+            f"{{b}} {symbol} {{a}} or ({{b}} != {{b}} and {{a}} == {{a}})", init, position=True
         ),
         no_grad="its result is a position",
         samples=samples,
@@ -457,7 +457,7 @@ var = OpDef(
 
 
 def _logsumexp_ref(x: Array, axes: tuple[int, ...], keepdims: bool) -> Array:
-    top = np.max(x, axis=axes, keepdims=True, initial=-np.inf)
+    top = np.max(x, axis=axes, keepdims=True)
     top = np.where(np.isinf(top), x.dtype.type(0), top)
     total = np.log(np.sum(np.exp(x - top), axis=axes, keepdims=True, dtype=x.dtype)) + top
     return np.asarray(total.reshape(reduced_shape(x.shape, axes, keepdims)))
@@ -502,6 +502,7 @@ def _axis(x: TensorType, axis: int) -> dict[str, Any]:
 
 def _softmax_type(x: TensorType, axis: int) -> TensorType:
     require_float(x)
+    _not_empty(x, (axis,))
     return x
 
 
@@ -517,11 +518,13 @@ def _softmax_samples(rng: np.random.Generator) -> Iterable[Sample]:
 def _softmax_errors() -> Iterable[ErrorSample]:
     yield ErrorSample((TensorType("float32", (2,)),), {"axis": 1}, ShapeError, "an axis from")
     yield ErrorSample((TensorType("int64", (2,)),), {"axis": 0}, DTypeError, "floats")
+    yield ErrorSample((TensorType("float32", (2, 0)),), {"axis": 1}, ShapeError, "at least one")
 
 
 def _softmax_ref(x: Array, axis: int) -> Array:
-    e = np.exp(x - np.max(x, axis=axis, keepdims=True, initial=-np.inf))
-    return np.divide(e, np.sum(e, axis=axis, keepdims=True, dtype=x.dtype))
+    e = np.exp(x - np.max(x, axis=axis, keepdims=True))
+    y: Array = e / np.sum(e, axis=axis, keepdims=True, dtype=x.dtype)
+    return y
 
 
 def _softmax_expand(x: Node, axis: int) -> Node:
@@ -546,8 +549,9 @@ softmax = OpDef(
 
 
 def _log_softmax_ref(x: Array, axis: int) -> Array:
-    away = x - np.max(x, axis=axis, keepdims=True, initial=-np.inf)
-    return away - np.log(np.sum(np.exp(away), axis=axis, keepdims=True, dtype=x.dtype))
+    away = x - np.max(x, axis=axis, keepdims=True)
+    y: Array = away - np.log(np.sum(np.exp(away), axis=axis, keepdims=True, dtype=x.dtype))
+    return y
 
 
 def _log_softmax_expand(x: Node, axis: int) -> Node:

@@ -1,8 +1,9 @@
 """Fuse: decide which nodes one kernel computes and which values are written to memory.
 
-A contraction or window takes the pointwise work behind it into its store. A reduction takes its pointwise neighbours, so that
-softmax and layer norm are one kernel. Everything else is computed where it is read, unless two kernels would repeat it.
-Each group is convex: no value leaves it and comes back.
+A contraction or window takes the pointwise work behind it into its store. A reduction takes its
+pointwise neighbours, so that softmax and layer norm are one kernel. Everything else is computed
+where it is read, unless two kernels would repeat it. Each group is convex: no value leaves it and
+comes back.
 """
 
 from __future__ import annotations
@@ -18,8 +19,17 @@ from dlc.ir.plan import Layout
 from dlc.ir.schedule import Group
 from dlc.ir.sizes import Size
 
-#: Kinds whose kernels read their tensor operands from memory.
+#: Ops whose elements lie where data says: their source must be in memory, everything else about
+#: them is a loop.
+INDIRECT = ("take", "gather")
 _READS_MEMORY = (Kind.CONTRACT, Kind.WINDOW, Kind.OPAQUE, Kind.SCAN)
+
+
+def reads_memory(node: Node) -> bool:
+    """Whether the kernel of a node takes its operands from memory, so that nothing before it joins
+    it.
+    """
+    return node.op.kind in _READS_MEMORY and node.op.name not in INDIRECT
 
 
 def fuse(graph: Graph, layouts: Mapping[Node, Layout]) -> tuple[Group, ...]:
@@ -27,7 +37,9 @@ def fuse(graph: Graph, layouts: Mapping[Node, Layout]) -> tuple[Group, ...]:
     return _with_views(_Fusion(graph, layouts).groups(), graph, layouts)
 
 
-def _with_views(groups: Sequence[Group], graph: Graph, layouts: Mapping[Node, Layout]) -> tuple[Group, ...]:
+def _with_views(
+    groups: Sequence[Group], graph: Graph, layouts: Mapping[Node, Layout]
+) -> tuple[Group, ...]:
     """The groups, with each reshape that moves nothing marked as a view of its input.
 
     A user's result is fresh memory: it shows no argument, and no memory of another result.
@@ -50,7 +62,9 @@ def _with_views(groups: Sequence[Group], graph: Graph, layouts: Mapping[Node, La
 
 
 class _Fusion:
-    """The state of one fusion: ``home[node]`` is the set of group roots in whose kernels a node is computed."""
+    """The state of one fusion: ``home[node]`` is the set of group roots in whose kernels a node is
+    computed.
+    """
 
     def __init__(self, graph: Graph, layouts: Mapping[Node, Layout]):
         self.graph = graph
@@ -66,7 +80,7 @@ class _Fusion:
     def groups(self) -> tuple[Group, ...]:
         backward = list(reversed(self.nodes))
         for node in backward:
-            if node.op.kind in _READS_MEMORY and node not in self.home:
+            if reads_memory(node) and node not in self.home:
                 self._open(node, self._store_chain(node))
         for node in backward:
             if node.op.kind is Kind.POINTWISE and node not in self.home:
@@ -88,14 +102,20 @@ class _Fusion:
             self.home[node] = {root}
 
     def _store_chain(self, anchor: Node) -> list[Node]:
-        """``anchor`` and the pointwise nodes behind it that can be computed as its result is stored.
+        """``anchor`` and the pointwise nodes behind it that can be computed as its result is
+        stored.
 
-        Later anchors choose first: of two convolutions that meet in an addition, the later one adds.
+        Later anchors choose first: of two convolutions that meet in an addition, the later one
+        adds.
         """
         chain = [anchor]
         while (value := chain[-1]) not in self.ends and len(self.users[value]) == 1:
             user = self.users[value][0]
-            free = user.op.kind is Kind.POINTWISE and user not in self.home and user.shape == value.shape
+            free = (
+                user.op.kind is Kind.POINTWISE
+                and user not in self.home
+                and user.shape == value.shape
+            )
             if not free or not self._store_operands(anchor, user, value):
                 break
             chain.append(user)
@@ -106,17 +126,26 @@ class _Fusion:
         if anchor.op.kind is not Kind.CONTRACT:
             return True
         others = [source for source in user.inputs if source is not value]
-        return all(n.dtype == anchor.dtype for n in (*others, user)) and all(self._storable(n, value) for n in others)
+        return all(n.dtype == anchor.dtype for n in (*others, user)) and all(
+            self._storable(n, value) for n in others
+        )
 
     def _storable(self, operand: Node, value: Node) -> bool:
-        """Whether a contraction that stores ``value`` can read ``operand``: a scalar, one value a channel, or all."""
+        """Whether a contraction that stores ``value`` can read ``operand``: a scalar, one value a
+        channel, or all.
+        """
         if operand.op.name == "constant" and operand.tensor_type.count == 1:
             return True
-        same = operand.shape == value.shape and self.layouts[operand].order == self.layouts[value].order
+        same = (
+            operand.shape == value.shape
+            and self.layouts[operand].order == self.layouts[value].order
+        )
         return same or is_column(operand, value)
 
     def _row_cluster(self, root: Node) -> None:
-        """Open a kernel of several reductions over the same axes with the pointwise work between, if ``root`` ends one."""
+        """Open a kernel of several reductions over the same axes with the pointwise work between,
+        if ``root`` ends one.
+        """
         cluster, axes = {root}, None
         for node in reversed(self.nodes[: self.place[root]]):
             users = self.users[node]
@@ -144,17 +173,19 @@ class _Fusion:
             self._open(node, [node])
 
     def _needs_memory(self, node: Node) -> bool:
-        """Whether some reader takes the value from memory, or it is a change of shape that costs nothing as a view."""
+        """Whether some reader takes the value from memory, or it is a change of shape that costs
+        nothing as a view.
+        """
         if (node.op.name == "reshape" and not is_squeeze(node)) or node.op.name == "relayout":
             return True
         return any(self._reads_from_memory(user, node) for user in self.users[node])
 
     def _reads_from_memory(self, user: Node, node: Node) -> bool:
-        if user.op.kind in _READS_MEMORY:
+        if reads_memory(user):
             return True
         if user.op.name == "reshape" and not is_squeeze(user):
             return True
-        if user.op.name in ("take", "gather") and user.inputs[0] is node:
+        if user.op.name in INDIRECT and user.inputs[0] is node:
             return True
         return any(self.anchors[root].op.kind is Kind.CONTRACT for root in self.home[user])
 
@@ -164,10 +195,14 @@ class _Fusion:
             for root in self.home.get(node, ()):
                 inside[root].append(node)
         maker = {node: root for root, outputs in self.written.items() for node in outputs}
-        waits = TopologicalSorter({
-            root: dict.fromkeys(maker[s] for n in nodes for s in n.inputs if s in maker and maker[s] is not root)
-            for root, nodes in inside.items()
-        })
+        waits = TopologicalSorter(
+            {
+                root: dict.fromkeys(
+                    maker[s] for n in nodes for s in n.inputs if s in maker and maker[s] is not root
+                )
+                for root, nodes in inside.items()
+            }
+        )
         waits.prepare()
         order: list[Node] = []
         while waits.is_active():
@@ -178,12 +213,22 @@ class _Fusion:
         return tuple(self._group(root, inside[root]) for root in order)
 
     def _rank(
-        self, order: Iterable[Node], maker: Mapping[Node, Node], inside: Mapping[Node, Sequence[Node]]
+        self,
+        order: Iterable[Node],
+        maker: Mapping[Node, Node],
+        inside: Mapping[Node, Sequence[Node]],
     ):  # type: ignore[no-untyped-def]
-        """Sort key that keeps dependencies and otherwise follows the graph, so that values die early."""
+        """Sort key that keeps dependencies and otherwise follows the graph, so that values die
+        early.
+        """
         rank: dict[Node, int] = {}
         for root in order:
-            before = (rank[maker[s]] for n in inside[root] for s in n.inputs if s in maker and maker[s] is not root)
+            before = (
+                rank[maker[s]]
+                for n in inside[root]
+                for s in n.inputs
+                if s in maker and maker[s] is not root
+            )
             rank[root] = max([self.place[root], *(r + 1 for r in before)])
         return lambda root: (rank[root], self.place[root])
 
@@ -192,7 +237,9 @@ class _Fusion:
 
 
 def is_column(operand: Node, value: Node) -> bool:
-    """Whether ``operand`` holds one value for each output channel (axis 1 of images, the last of matrices)."""
+    """Whether ``operand`` holds one value for each output channel (axis 1 of images, the last of
+    matrices).
+    """
     axis = value.ndim - 3 if value.ndim == 4 else value.ndim - 1
     own = operand.ndim - (value.ndim - axis)
     return (
@@ -203,7 +250,9 @@ def is_column(operand: Node, value: Node) -> bool:
 
 
 def is_squeeze(node: Node) -> bool:
-    """Whether a reshape only adds or drops dimensions of size 1, so that indices map without division."""
+    """Whether a reshape only adds or drops dimensions of size 1, so that indices map without
+    division.
+    """
     real = [tuple(size for size in n.shape if size != 1) for n in (node, node.inputs[0])]
     return real[0] == real[1]
 
@@ -218,9 +267,13 @@ def _free(node: Node) -> bool:
 
 
 def _row_shape(shape: Sequence[Size], full: Sequence[Size], axes: Sequence[int] | None) -> bool:
-    """Whether a value varies like the rows of a cluster: the full shape, or the full shape with the axes reduced to 1."""
+    """Whether a value varies like the rows of a cluster: the full shape, or the full shape with the
+    axes reduced to 1.
+    """
     if tuple(shape) == tuple(full):
         return True
     if axes is None or len(shape) != len(full):
         return False
-    return all(a == (1 if i in axes else b) for i, (a, b) in enumerate(zip(shape, full, strict=True)))
+    return all(
+        a == (1 if i in axes else b) for i, (a, b) in enumerate(zip(shape, full, strict=True))
+    )

@@ -1,7 +1,9 @@
-"""Choose the physical layout of every value: channels last around convolutions, with the halo that its readers need.
+"""Choose the physical layout of every value: channels last around convolutions, with the halo that
+its readers need.
 
-Logical shapes never change. Where a value cannot be produced in the layout that a reader needs (a user's array, or two
-readers that differ), a `relayout` node copies it, and fusion may compute other things in that copy.
+Logical shapes never change. Where a value cannot be produced in the layout that a reader needs (a
+user's array, or two readers that differ), a `relayout` node copies it, and fusion may compute other
+things in that copy.
 """
 
 from __future__ import annotations
@@ -41,10 +43,16 @@ class AssignLayouts:
                 if made is not new[source]:
                     copies[source, made.attrs["order"]] = made
                 elif node.op.kind is Kind.POINTWISE and source.ndim == 4:
-                    made = copies.get((source, orders[node]), made)  # beside other operands in that order
+                    made = copies.get(
+                        (source, orders[node]), made
+                    )  # beside other operands in that order
                 inputs.append(made)
             same = all(a is b for a, b in zip(inputs, node.inputs, strict=True))
-            new[node] = node if same else node.builder.node(node.op, tuple(inputs), node.attrs, node.origins)
+            new[node] = (
+                node
+                if same
+                else node.builder.node(node.op, tuple(inputs), node.attrs, node.origins)
+            )
         outputs = tuple(_as_rows(new[node], node, orders, halos) for node in graph.outputs)
         return replace(graph, outputs=outputs, inputs=tuple(new[node] for node in graph.inputs))
 
@@ -54,7 +62,8 @@ def layouts(graph: Graph) -> dict[Node, Layout]:
     orders = _orders(graph)
     halos = _halos(graph, orders)
     return {
-        node: Layout(order, halos.get(node, ((0, 0),) * len(order))) for node, order in orders.items()
+        node: Layout(order, halos.get(node, ((0, 0),) * len(order)))
+        for node, order in orders.items()
     }
 
 
@@ -73,7 +82,12 @@ def _order(node: Node, orders: Mapping[Node, tuple[int, ...]]) -> tuple[int, ...
         return tuple(node.attrs["order"])
     if node.op.name in ("conv2d_direct", "conv2d_depthwise"):
         return CHANNELS_LAST
-    follows = node.op.kind in (Kind.POINTWISE, Kind.WINDOW) or node.op.name in ("pad", "slice", "concat", "flip")
+    follows = node.op.kind in (Kind.POINTWISE, Kind.WINDOW) or node.op.name in (
+        "pad",
+        "slice",
+        "concat",
+        "flip",
+    )
     if node.ndim == 4 and follows:
         for source in node.inputs:
             if source.ndim == 4 and orders[source] != rows:

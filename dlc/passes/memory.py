@@ -1,6 +1,8 @@
-"""Memory: give every value a buffer, and every buffer of the arena an offset, so that dead values make room.
+"""Memory: give every value a buffer, and every buffer of the arena an offset, so that dead values
+make room.
 
-Offsets are planned at the maximum of every dimension, once; a call with a smaller batch uses part of each buffer.
+Offsets are planned at the maximum of every dimension, once; a call with a smaller batch uses part
+of each buffer.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ def assign_memory(
 ) -> Schedule:
     """A schedule whose values all have buffers.
 
-    With ``role="prepared"`` the outputs of the graph lie in memory that outlives the call, and are never overwritten.
+    With ``role="prepared"`` the outputs of the graph lie in memory that outlives the call, and are
+    never overwritten.
     """
     owner = _owners(groups)
     buffers: dict[Node, Buffer] = {}
@@ -28,9 +31,13 @@ def assign_memory(
             kind = "input" if node.op.name == "input" else "parameter"
             buffers[node] = Buffer(str(node.name), kind, node.tensor_type, Layout.rows(node.ndim))
         elif node.op.name == "constant":
-            buffers[node] = Buffer(f"constant{len(buffers)}", "constant", node.tensor_type, Layout.rows(node.ndim))
+            buffers[node] = Buffer(
+                f"constant{len(buffers)}", "constant", node.tensor_type, Layout.rows(node.ndim)
+            )
     ends = {owner.get(node, node) for node in graph.outputs}
-    names = {owner.get(n, n): name for n, name in zip(graph.outputs, graph.output_names, strict=True)}
+    names = {
+        owner.get(n, n): name for n, name in zip(graph.outputs, graph.output_names, strict=True)
+    }
     arena = _Arena()
     last_use = _last_uses(groups, owner)
     for number, group in enumerate(groups):
@@ -43,18 +50,24 @@ def assign_memory(
             until = len(groups) if node in ends else last_use.get(node, number)
             kind = "prepared" if node in ends else "arena"
             made = Buffer(names.get(node, f"value{number}"), kind, node.tensor_type, layouts[node])
-            offset = arena.place(bounds(made.nbytes)[1] + SLACK, number, until) if kind == "arena" else 0
+            offset = (
+                arena.place(bounds(made.nbytes)[1] + SLACK, number, until) if kind == "arena" else 0
+            )
             buffers[node] = Buffer(made.name, kind, made.type, made.layout, offset)
     for group in groups:
         for node in group.outputs:
             if owner[node] is not node:
                 base = buffers[owner[node]]
-                buffers[node] = Buffer(base.name, base.role, node.tensor_type, Layout.rows(node.ndim), base.offset)
+                buffers[node] = Buffer(
+                    base.name, base.role, node.tensor_type, Layout.rows(node.ndim), base.offset
+                )
     return Schedule(graph, tuple(groups), layouts, buffers, arena.size)
 
 
 def _owners(groups: Sequence[Group]) -> dict[Node, Node]:
-    """For each written value the one whose memory it lies in: itself, or for views the value that they show."""
+    """For each written value the one whose memory it lies in: itself, or for views the value that
+    they show.
+    """
     owner: dict[Node, Node] = {}
     for group in groups:
         for node in group.outputs:

@@ -1,7 +1,8 @@
-"""Split a graph into `prepare`, which depends on parameters and constants only, and `main`, which reads its results.
+"""Split a graph into `prepare`, which depends on parameters and constants only, and `main`, which
+reads its results.
 
-Batch-norm folding, packing, flipping and weight transforms then run once for each version of the parameters, by kernels
-compiled like any other, and cost nothing in a call.
+Batch-norm folding, packing, flipping and weight transforms then run once for each version of the
+parameters, by kernels compiled like any other, and cost nothing in a call.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ PREPARED = "prepared"
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """``prepare`` computes the values named ``names``; ``main`` reads them as leaves of those names."""
+    """``prepare`` computes the values named ``names``; ``main`` reads them as leaves of those
+    names.
+    """
 
     prepare: Graph
     main: Graph
@@ -35,7 +38,9 @@ def split(graph: Graph) -> Split:
     crossing = [
         node
         for node in graph.nodes
-        if node in made and hasattr(node.type, "shape") and (node in ends or not made.issuperset(users[node]))
+        if node in made
+        and hasattr(node.type, "shape")
+        and (node in ends or not made.issuperset(users[node]))
     ]
     names = {node: f"prepared{i}" for i, node in enumerate(crossing)}
 
@@ -45,6 +50,9 @@ def split(graph: Graph) -> Split:
         return None
 
     main = graph.rewrite(leaf)
-    prepare = Graph(tuple(crossing), output_names=tuple(names.values()), name="prepare") if crossing else Graph(())
+    prepare = (
+        Graph(tuple(crossing), output_names=tuple(names.values()), name="prepare")
+        if crossing
+        else Graph(())
+    )
     return Split(prepare, replace(main, name="main"), tuple(names.values()))
-

@@ -1,7 +1,8 @@
 """Choose an algorithm for each contraction, as a rewrite of the graph.
 
-Which kernel runs is then visible in the graph, checked by value like any rewrite, and its packed weights move to `prepare`
-with everything else that depends on parameters only. The choice follows from shapes, never from the number of threads.
+Which kernel runs is then visible in the graph, checked by value like any rewrite, and its packed
+weights move to `prepare` with everything else that depends on parameters only. The choice follows
+from shapes, never from the number of threads.
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ from dataclasses import dataclass
 
 from dlc.ir.graph import Graph
 from dlc.ir.node import Node, apply
-from dlc.ir.sizes import product
-from dlc.ops.packed import PANEL
+from dlc.ir.sizes import Size, product
 
-#: Input channels up to which a convolution reads channel planes: the reduction over them is too short to be contiguous.
+#: Input channels up to which a convolution reads channel planes: the reduction over them is too
+#: short to be contiguous.
 PLANES = 4
 
 
@@ -38,35 +39,100 @@ def _conv2d(node: Node, x: Node, w: Node) -> Node:
     groups, channels = attrs["groups"], w.shape[0]
     if groups == channels == x.shape[1] and groups > 1:
         attrs.pop("groups")
-        taps = apply("transpose", apply("reshape", w, shape=(channels, *w.shape[2:])), axes=(1, 2, 0))
+        taps = apply(
+            "transpose", apply("reshape", w, shape=(channels, *w.shape[2:])), axes=(1, 2, 0)
+        )
         return apply("conv2d_depthwise", x, taps, **attrs)
-    planes = w.shape[1] <= PLANES and groups == 1
+    planes = w.shape[1] <= PLANES and groups == 1 and attrs["dilation"][1] == 1
     packed = apply("pack_conv", w, groups=groups, planes=planes)
     return apply("conv2d_direct", x, packed, channels=channels, planes=planes, **attrs)
 
 
-def _conv2d_input_grad(node: Node, g: Node, w: Node) -> Node | None:
-    """With stride 1 the gradient of the input is a convolution with the flipped, transposed weights."""
+def _conv2d_input_grad(node: Node, g: Node, w: Node) -> Node:
+    """A convolution of the gradient, spread by the stride, with the weights flipped and transposed."""
     attrs = node.attrs
-    (kh, kw), d, p, groups = w.shape[2:], attrs["dilation"], attrs["padding"], attrs["groups"]
-    if attrs["stride"] != (1, 1) or groups != 1:
-        return None
-    flipped = apply("transpose", apply("flip", w, axes=(2, 3)), axes=(1, 0, 2, 3))
+    (kh, kw), d, groups = w.shape[2:], attrs["dilation"], attrs["groups"]
+    o, i = w.shape[0] // groups, w.shape[1]
+    by_group = apply("reshape", apply("flip", w, axes=(2, 3)), shape=(groups, o, i, kh, kw))
+    turned = apply(
+        "reshape", apply("transpose", by_group, axes=(0, 2, 1, 3, 4)), shape=(groups * i, o, kh, kw)
+    )
+    spread = _spread(g, attrs["stride"])
     reach = (d[0] * (kh - 1), d[1] * (kw - 1))
-    if any(side > reach[axis] for axis in range(2) for side in p[axis]):
-        return None
-    padding = tuple((reach[axis] - p[axis][0], reach[axis] - p[axis][1]) for axis in range(2))
-    conv = apply("conv2d", g, flipped, stride=(1, 1), padding=padding, dilation=d, groups=1)
-    return _conv2d(conv, g, flipped) if conv.shape == node.shape else None
+    low, high = [0, 0], [0, 0]
+    for axis in range(2):
+        low[axis] = reach[axis] - attrs["padding"][axis][0]
+        have = spread.shape[2 + axis] + low[axis] - reach[axis]
+        high[axis] = node.shape[2 + axis] - have
+    framed = _frame(spread, tuple(low), tuple(high))
+    conv = apply(
+        "conv2d", framed, turned, stride=(1, 1), padding=((0, 0), (0, 0)), dilation=d, groups=groups
+    )
+    return _conv2d(conv, framed, turned)
 
 
-def _matmul(node: Node, a: Node, b: Node) -> Node | None:
-    if a.ndim == 1:  # one row
-        return apply("reshape", _matmul_rows(apply("reshape", a, shape=(1, *a.shape)), b), shape=node.shape)
-    if b.ndim == 1:  # one column
-        column = apply("reshape", b, shape=(*b.shape, 1))
-        return apply("reshape", _matmul_rows(a, column), shape=node.shape)
-    return _matmul_rows(a, b)
+def _spread(g: Node, stride: tuple[int, int]) -> Node:
+    """``g`` with ``stride - 1`` zeros between neighbours, and behind the last."""
+    if stride == (1, 1):
+        return g
+    n, c, h, w = g.shape
+    apart = apply("reshape", g, shape=(n, c, h, 1, w, 1))
+    high = (0, 0, 0, stride[0] - 1, 0, stride[1] - 1)
+    padded = apply("pad", apart, low=(0,) * 6, high=high, value=0.0)
+    return apply("reshape", padded, shape=(n, c, h * stride[0], w * stride[1]))
+
+
+def _frame(x: Node, low: tuple[Size, ...], high: tuple[Size, ...]) -> Node:
+    """An image with zeros around it, or with rows and columns cut off where a width is negative."""
+    starts = (0, 0, *(max(-size, 0) for size in low))
+    stops = tuple(size - max(-h, 0) for size, h in zip(x.shape, (0, 0, *high), strict=True))
+    cut = apply("slice", x, starts=starts, stops=stops, steps=(1, 1, 1, 1))
+    before = (0, 0, *(max(size, 0) for size in low))
+    after = (0, 0, *(max(size, 0) for size in high))
+    return apply("pad", cut, low=before, high=after, value=0.0)
+
+
+def _conv2d_weight_grad(node: Node, x: Node, g: Node) -> Node:
+    """A convolution in which images and channels change places, and stride and dilation too.
+
+    dW[o, i] = sum over images n of x[n, i] correlated with g[n, o], whose elements are a stride
+    apart.
+    """
+    attrs, (kh, kw), groups = node.attrs, node.shape[2:], node.attrs["groups"]
+    o, i = g.shape[1] // groups, x.shape[1] // groups
+    parts = []
+    for group in range(groups):
+        own_x = _channels(x, group * i, (group + 1) * i)
+        own_g = _channels(g, group * o, (group + 1) * o)
+        turned_x, turned_g = (apply("transpose", t, axes=(1, 0, 2, 3)) for t in (own_x, own_g))
+        swapped = {
+            "stride": attrs["dilation"],
+            "padding": attrs["padding"],
+            "dilation": attrs["stride"],
+            "groups": 1,
+        }
+        conv = _conv2d(apply("conv2d", turned_x, turned_g, **swapped), turned_x, turned_g)
+        own = apply("slice", conv, starts=(0, 0, 0, 0), stops=(i, o, kh, kw), steps=(1, 1, 1, 1))
+        parts.append(apply("transpose", own, axes=(1, 0, 2, 3)))
+    return apply("concat", *parts, axis=0) if groups > 1 else parts[0]
+
+
+def _channels(x: Node, start: int, stop: int) -> Node:
+    starts = (0, start, 0, 0)
+    stops = (x.shape[0], stop, *x.shape[2:])
+    return (
+        x
+        if stop - start == x.shape[1]
+        else apply("slice", x, starts=starts, stops=stops, steps=(1, 1, 1, 1))
+    )
+
+
+def _matmul(node: Node, a: Node, b: Node) -> Node:
+    if a.ndim > 1 and b.ndim > 1:
+        return _matmul_rows(a, b)
+    row = apply("reshape", a, shape=(1, *a.shape)) if a.ndim == 1 else a
+    column = apply("reshape", b, shape=(*b.shape, 1)) if b.ndim == 1 else b
+    return apply("reshape", _matmul_rows(row, column), shape=node.shape)
 
 
 def _matmul_rows(a: Node, b: Node) -> Node:
@@ -77,7 +143,8 @@ def _matmul_rows(a: Node, b: Node) -> Node:
         return apply("reshape", y, shape=(*a.shape[:-1], columns)) if a.ndim > 2 else y
     batch = apply("matmul", a, b).shape[:-2]
     a, b = (
-        n if n.shape[:-2] == batch else apply("expand", n, shape=(*batch, *n.shape[-2:])) for n in (a, b)
+        n if n.shape[:-2] == batch else apply("expand", n, shape=(*batch, *n.shape[-2:]))
+        for n in (a, b)
     )
     flat_a = apply("reshape", a, shape=(product(batch), *a.shape[-2:]))
     flat_b = apply("reshape", b, shape=(product(batch), *b.shape[-2:]))
@@ -88,7 +155,6 @@ def _matmul_rows(a: Node, b: Node) -> Node:
 _CHOICES = {
     "conv2d": _conv2d,
     "conv2d_input_grad": _conv2d_input_grad,
+    "conv2d_weight_grad": _conv2d_weight_grad,
     "matmul": _matmul,
 }
-
-__all__ = ["PANEL", "PLANES", "SelectAlgorithms"]

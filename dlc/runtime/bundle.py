@@ -1,4 +1,5 @@
-"""A compiled model as bytes: its plan, sources, constants and machine code in one piece, for the cache.
+"""A compiled model as bytes: its plan, sources, constants and machine code in one piece, for the
+cache.
 
 A JSON head tells where each part lies; nothing of it can run code when it is read.
 """
@@ -39,12 +40,17 @@ class Compiled:
 
 def pack(compiled: Compiled) -> bytes:
     """A compiled model as bytes."""
-    parts = [*compiled.objects.values(), *(np.ascontiguousarray(a).tobytes() for a in compiled.constants.values())]
+    parts = [
+        *compiled.objects.values(),
+        *(np.ascontiguousarray(a).tobytes() for a in compiled.constants.values()),
+    ]
     head = {
         "plan": to_json(compiled.plan),
         "sources": dict(compiled.sources),
         "objects": list(compiled.objects),
-        "constants": [[name, a.dtype.name, list(a.shape)] for name, a in compiled.constants.items()],
+        "constants": [
+            [name, a.dtype.name, list(a.shape)] for name, a in compiled.constants.items()
+        ],
         "sizes": [len(part) for part in parts],
     }
     text = json.dumps(head).encode()
@@ -61,5 +67,7 @@ def unpack(data: bytes) -> Compiled:
         at += size
     objects = dict(zip(head["objects"], parts, strict=False))
     arrays = zip(head["constants"], parts[len(objects) :], strict=True)
-    constants = {name: np.frombuffer(part, dtype).reshape(shape) for (name, dtype, shape), part in arrays}
+    constants = {
+        name: np.frombuffer(part, dtype).reshape(shape) for (name, dtype, shape), part in arrays
+    }
     return Compiled(from_json(head["plan"]), objects, head["sources"], constants)

@@ -15,7 +15,7 @@ ERROR_POSITION = 1  # where it is: an index whose meaning belongs to the error
 STEP_COUNT = 2
 STEPS = 3  # address of the step table
 THREADS = 4  # how many threads are wanted; 1 wakes nobody
-PATIENCE = 5  # nanoseconds to wait for workers to report, before going on without them; 0: default
+FRAME_PATIENCE = 5  # nanoseconds to wait for workers that sleep; 0: the interpreter's own
 LEASED = 6  # 1 while an entry (or Python, holding the GIL) uses the frame
 HEADER_WORDS = 16
 
@@ -30,13 +30,10 @@ BARRIER = 1  # flag: every thread finishes this step before any starts the next
 LINE = 16
 POOL_THREADS = 0  # the caller and the workers
 POOL_STARTED = 1  # workers alive: 0 before `dlc_start`, and in a child after fork
-POOL_SPIN = 2  # nanoseconds that a waiting thread spins, and then yields, before it sleeps
-POOL_YIELD = 3
-POOL_PATIENCE = 4  # nanoseconds to wait for a worker that slept, where the frame does not say
-POOL_CPUS = 5  # processors this process may use, as last seen
-POOL_CHECKED = 6  # when that was, in nanoseconds of the coarse monotonic clock
-POOL_OVERSUBSCRIBE = 7  # 1: as many threads as asked for, whatever the number of processors
-POOL_BUSY = 1 * LINE  # 1 while a call has the workers, and for good once the pool is stopped
+POOL_WHOLE = 2  # 1: every call waits for all the threads it asks for
+POOL_CPUS = 3  # processors this process may use, as last seen
+POOL_CHECKED = 4  # when that was, in nanoseconds of the coarse monotonic clock
+POOL_BUSY = 1 * LINE  # 1 while a call has the workers; `STOPPED` more once the pool is stopped
 POOL_FRAME = 2 * LINE  # the call's frame, and how many threads run it
 POOL_TEAM = 2 * LINE + 1
 POOL_CROWDED = 2 * LINE + 2  # 1 when a member of this call's team does not get a processor
@@ -47,6 +44,7 @@ POOL_SCRATCH = 6 * LINE  # for system calls of the thread that holds POOL_BUSY
 SCRATCH_WORDS = 8 * LINE
 POOL_LINES = POOL_SCRATCH + SCRATCH_WORDS
 THREAD_WORDS = 2 * LINE
+STOPPED = 2
 TEAM_CLOSED = 1 << 32
 
 # A thread of the pool, 0 being the caller: a line of its own, then one that only callers touch.
@@ -65,6 +63,34 @@ RUN_TIME = LINE + 4  # processor time that it had when last looked at
 
 # What a mailbox holds.
 IDLE, OFFERED, TAKEN, STOP = 0, 1, 2, 3
+
+
+# The table of an entry (`dlc.runtime.entry`): first where everything is, then a row an argument.
+ENTRY_CALL = 0  # address of dlc_call
+ENTRY_POOL = 1
+ENTRY_FRAME = 2
+ENTRY_VIEWS = 3  # address of a Py_buffer for each argument
+ENTRY_ARGUMENTS = 4  # how many there are
+ENTRY_FREES_GIL = 5
+ENTRY_ROWS = 6
+
+# A row: what an argument must be, its sizes, then pairs: a word of the frame that takes the
+# argument's address, and the bytes to add to it.
+ROW_WORDS = 0  # of the row
+ROW_REQUEST = 1  # flags of the buffer protocol
+ROW_FORMAT = 2  # the letter of the element's type, and another one that is as good
+ROW_FORMAT_TOO = 3
+ROW_ITEM_BYTES = 4
+ROW_ELEMENTS = 5
+ROW_RANK = 6
+ROW_PATCHES = 7
+ROW_SHAPE = 8
+
+# What an entry returns.
+DONE = 0
+MISFIT = 1  # an argument is not what the table says; nothing was run
+BUSY = 2  # the frame is in use; nothing was run
+FAILED = 3  # a kernel found an error, and the frame stays leased so that the header can be read
 
 
 def pool_words(threads: int) -> int:

@@ -6,11 +6,14 @@ nothing of the compiler is needed, only llvmlite.
 
 from __future__ import annotations
 
+import ctypes
+import platform
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
-from dlc.errors import CompileError
+from dlc.errors import CompileError, ExecutionError
+from dlc.runtime import elf
 
 
 class Linked:
@@ -30,10 +33,12 @@ class Linked:
         Raises
         ------
         CompileError
-            If `name` was not among the entries given to `link`, or the code was closed.
+            If `name` was not among the entries given to `link`.
+        ExecutionError
+            If the code was closed.
         """
         if self._tracker is None:
-            raise CompileError(f"the code that held {name} was closed; link its objects again")
+            raise ExecutionError(f"the code that held {name} was closed; link its objects again")
         if name not in self._addresses:
             known = ", ".join(sorted(self._addresses))
             raise CompileError(f"{name} is not an entry of the linked objects; those are {known}")
@@ -71,10 +76,11 @@ def link(objects: Sequence[bytes], entries: Sequence[str]) -> Linked:
     Raises
     ------
     CompileError
-        If a symbol is missing or defined twice, or an object is not one for this machine.
+        If an object is damaged or not for this machine, or a symbol is missing or defined twice.
     """
     import llvmlite.binding as llvm
 
+    _check(objects, entries)
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     library = llvm.JITLibraryBuilder()
@@ -88,5 +94,25 @@ def link(objects: Sequence[bytes], entries: Sequence[str]) -> Linked:
         tracker = library.link(jit, "dlc")
     except RuntimeError as error:
         jit.close()
-        raise CompileError(f"the kernels' objects do not link: {error}") from error
+        raise CompileError(f"the objects do not link: {error}") from error
     return Linked(jit, tracker, entries)
+
+
+def _check(objects: Sequence[bytes], entries: Sequence[str]) -> None:
+    """Tell by name what LLVM would only fail at."""
+    defined: set[str] = set()
+    needed = set(entries)
+    for code in objects:
+        each = elf.read(code)
+        if each.machine != platform.machine():
+            raise CompileError(
+                f"the object of {', '.join(sorted(each.defined))} is for {each.machine}, and this "
+                f"machine is {platform.machine()}"
+            )
+        if twice := defined & each.defined:
+            raise CompileError(f"two of the objects define {', '.join(sorted(twice))}")
+        defined |= each.defined
+        needed |= each.undefined
+    process = ctypes.CDLL(None)
+    if missing := [name for name in sorted(needed - defined) if not hasattr(process, name)]:
+        raise CompileError(f"none of the objects, nor this process, defines {', '.join(missing)}")

@@ -25,13 +25,6 @@ __all__ = ["ENTRIES", "Pool", "shared"]
 
 ENTRIES = ("dlc_call", "dlc_start", "dlc_stop")
 
-# How long a thread that waits spins, and then yields, before it sleeps. A wake-up takes 30 to 60 us
-# where the processor is free; a spin that is shorter makes a convoy of sleeps and wake-ups.
-SPIN_NS = 100_000
-YIELD_NS = 50_000
-# How long a call waits for workers that have not reported, before it goes on without them.
-PATIENCE_NS = 300_000
-
 
 class Pool:
     """Threads that run frames (`dlc.runtime.frame`) together with the thread that calls.
@@ -46,8 +39,9 @@ class Pool:
         Holds the interpreter's entries, `ENTRIES`; it must not be closed before the pool.
     threads : int
         Number of threads, the calling one included.
-    oversubscribe : bool
-        Use all threads even where there are fewer processors: slow, but a test of the waiting.
+    whole_team : bool
+        Let every call wait for all the threads it asks for, whatever the number of processors and
+        however busy they are: slow then, but a test gets the team that it wants.
 
     Raises
     ------
@@ -57,15 +51,16 @@ class Pool:
         If the system does not grant that many threads.
     """
 
-    def __init__(self, linked: Linked, threads: int, *, oversubscribe: bool = False) -> None:
+    def __init__(self, linked: Linked, threads: int, *, whole_team: bool = False) -> None:
         if threads < 1:
             raise ArgumentError(explain("a pool", "at least one thread", str(threads)))
         self.threads = threads
         self._words = _aligned_words(frame.pool_words(threads))
-        self._oversubscribe = oversubscribe
+        self._whole_team = whole_team
         signature = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
         lifetime = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64)
-        self._call = signature(linked.address("dlc_call"))
+        self.call_address = linked.address("dlc_call")
+        self._call = signature(self.call_address)
         stop = lifetime(linked.address("dlc_stop"))
         self.address = int(self._words.ctypes.data)
         self._prepare()
@@ -107,11 +102,7 @@ class Pool:
         """Set the words of a pool without workers: a new one, or a forked child's."""
         self._words[:] = 0
         self._words[frame.POOL_THREADS] = self.threads
-        self._words[frame.POOL_SPIN] = SPIN_NS
-        self._words[frame.POOL_YIELD] = YIELD_NS
-        self._words[frame.POOL_PATIENCE] = PATIENCE_NS
-        self._words[frame.POOL_CPUS] = 1
-        self._words[frame.POOL_OVERSUBSCRIBE] = self._oversubscribe
+        self._words[frame.POOL_WHOLE] = self._whole_team
 
 
 def shared(threads: int, load: Callable[[], Linked]) -> Pool:

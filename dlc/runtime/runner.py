@@ -1,8 +1,8 @@
 """Runs a plan: memory, argument words, and one entry into native code for each call.
 
-A call checks its arguments, binds the named dimensions, leases a frame (arena and argument words), writes the caller's
-addresses into it, and enters native code once. Frames are kept, one set for each binding of dimensions, so that a repeated
-call only writes addresses.
+A call checks its arguments, binds the named dimensions, leases a frame (arena and argument words),
+writes the caller's addresses into it, and enters native code once. Frames are kept, one set for
+each binding of dimensions, so that a repeated call only writes addresses.
 """
 
 from __future__ import annotations
@@ -43,14 +43,17 @@ class _Frame:
 
     words: Array
     address: int
-    patches: list[tuple[int, int, int]]  # word, argument number (outputs behind inputs), byte offset
+    patches: list[
+        tuple[int, int, int]
+    ]  # word, argument number (outputs behind inputs), byte offset
     arena: Memory
     scratch: Memory
     memory: Memory
 
 
 class _State:
-    """One version of the parameters: their arrays, what was prepared from them, and idle frames that point there.
+    """One version of the parameters: their arrays, what was prepared from them, and idle frames
+    that point there.
 
     A new version gets a state of its own, so that calls under way finish on the old one.
     """
@@ -88,7 +91,9 @@ class Runner:
         self._makers = [plan.buffers[i] for i in plan.outputs]
 
     def bind(self, arrays: Sequence[Array]) -> dict[str, int]:
-        """Check arguments against the plan's inputs and solve the named dimensions; raises before any kernel runs."""
+        """Check arguments against the plan's inputs and solve the named dimensions; raises before
+        any kernel runs.
+        """
         if len(arrays) != len(self._specs):
             names = ", ".join(self.plan.input_names)
             raise ShapeError(f"expects {len(self._specs)} arguments ({names}), got {len(arrays)}")
@@ -102,7 +107,9 @@ class Runner:
             _bind_shape(buffer, array.shape, values)
         for dim in self.plan.dims:
             if dim.name not in values:
-                raise ShapeError(f"no argument has the dimension {dim.name!r} alone, so its size is unknown")
+                raise ShapeError(
+                    f"no argument has the dimension {dim.name!r} alone, so its size is unknown"
+                )
         return values
 
     def refresh(self, parameters: Mapping[str, Array]) -> None:
@@ -135,7 +142,9 @@ class Runner:
             self._release(state, key, leased)
         return [self._result(buffer, fresh, sources) for buffer in self._makers]
 
-    def _result(self, buffer: Buffer, fresh: Mapping[str, Array], sources: Sequence[Array]) -> Array:
+    def _result(
+        self, buffer: Buffer, fresh: Mapping[str, Array], sources: Sequence[Array]
+    ) -> Array:
         if buffer.role == "output":
             return fresh[buffer.name]
         return sources[self.plan.input_names.index(buffer.name)].copy()
@@ -166,12 +175,16 @@ class Runner:
         memory = Memory(8 * (start + count))
         words = _words_at(memory, start + count)
         scratch_bytes = evaluate(self.plan.scratch, values) * self.pool.threads
-        made = _Frame(words, memory.address, [], Memory(self.plan.arena), Memory(scratch_bytes), memory)
+        made = _Frame(
+            words, memory.address, [], Memory(self.plan.arena), Memory(scratch_bytes), memory
+        )
         made.words[: frame.HEADER_WORDS] = 0
         words[frame.STEP_COUNT] = len(steps)
         words[frame.STEPS] = memory.address + 8 * frame.HEADER_WORDS
         words[frame.THREADS] = self.pool.threads
-        numbers = {name: i for i, name in enumerate((*self.plan.input_names, *self._output_names()))}
+        numbers = {
+            name: i for i, name in enumerate((*self.plan.input_names, *self._output_names()))
+        }
         at = start
         for i, step in enumerate(steps):
             row = frame.HEADER_WORDS + frame.STEP_WORDS * i
@@ -233,7 +246,9 @@ def _bind_shape(buffer: Buffer, shape: tuple[int, ...], values: dict[str, int]) 
         dim = _single(size)
         if dim is not None and dim.name not in values:
             if not dim.min <= came <= dim.max:
-                raise ShapeError(f"{text}: {dim.name} is declared as {dim.min}..{dim.max}; compile with a wider Dim")
+                raise ShapeError(
+                    f"{text}: {dim.name} is declared as {dim.min}..{dim.max}; compile with a wider Dim"
+                )
             values[dim.name] = came
     for size, came in zip(expected, shape, strict=True):
         if all(d.name in values for d in dims(size)) and evaluate(size, values) != came:

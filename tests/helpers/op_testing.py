@@ -1,7 +1,7 @@
 """What the tests of the op table are made of: a sample as a graph, a gradient, its numeric check.
 
-The gradient here is the least that applies the rules: reverse topological order, sums where a node is
-used twice. The pass that users reach is checked against the same rules by other tests.
+The gradient here is the least that applies the rules: reverse topological order, sums where a node
+is used twice. The pass that users reach is checked against the same rules by other tests.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from dlc.ir.graph import Graph, topological
 from dlc.ir.node import Builder, building
 from dlc.ir.op import OpDef, Sample
 from dlc.ir.types import TensorType, TupleType, is_float, tensor
-from dlc.ops.common import expression, filled
+from dlc.ops.common import filled
 
 # A sample as a graph.
 
@@ -33,7 +33,7 @@ def named(arrays) -> dict[str, np.ndarray]:
 
 
 def op_graph(op: OpDef, types, attrs) -> Graph:
-    """A graph of one application of ``op`` to inputs x0, x1 and so on; each output of the op is one."""
+    """A graph of one application of ``op`` to inputs x0, x1 and so on, with all of its outputs."""
     builder = Builder()
     inputs = tuple(builder.input(f"x{i}", t) for i, t in enumerate(types))
     y = builder.node(op, inputs, attrs)
@@ -50,6 +50,11 @@ def node_of(graph: Graph):
     """The application in a graph that `op_graph` made."""
     output = graph.outputs[0]
     return output.inputs[0] if output.op.name == "project" else output
+
+
+def operands(graph: Graph, arrays) -> list[np.ndarray]:
+    """What the application in ``graph`` reads: the arrays, cast where its op promotes."""
+    return run(Graph(node_of(graph).inputs, graph.inputs), arrays) if graph.inputs else []
 
 
 def differentiable(sample: Sample) -> list[int]:
@@ -100,7 +105,9 @@ def apply_rule(node, g):
         y = parts(node) if isinstance(node.type, TupleType) else node
         result = op.grad(g, y, *node.inputs, **node.attrs)
         assert isinstance(result, tuple), f"the rule of {op.name} gives no tuple"
-        assert len(result) == len(node.inputs), f"the rule of {op.name} gives {len(result)} gradients"
+        assert len(result) == len(node.inputs), (
+            f"the rule of {op.name} gives {len(result)} gradients"
+        )
         return result
     if op.no_grad:
         return (None,) * len(node.inputs)
@@ -112,7 +119,7 @@ def apply_rule(node, g):
 
 
 def gradient_graph(graph: Graph, wrt) -> Graph:
-    """The graph that maps the inputs, and a cotangent u0, u1... for each float output, to gradients."""
+    """The graph from the inputs, and a cotangent for each float output, to gradients."""
     builder = graph.outputs[0].builder
     outputs = [y for y in dict.fromkeys(graph.outputs) if is_float(y.dtype)]
     taken = len(graph.inputs)
@@ -148,7 +155,9 @@ def check_gradient(graph: Graph, arrays, wrt, rng, rtol=1e-6):
 
     def along(step):
         moved = {name: arrays[name] + step * direction[name] for name in inputs}
-        values = run(dataclasses.replace(graph, outputs=tuple(outputs), output_names=()), {**arrays, **moved})
+        values = run(
+            dataclasses.replace(graph, outputs=tuple(outputs), output_names=()), {**arrays, **moved}
+        )
         return values
 
     step = 1e-5
@@ -170,6 +179,13 @@ def run_shape(node, arrays):
 
 
 # Scalar expressions, read as Python.
+
+
+def expression(node, operands) -> str:
+    """The text of one element of a pointwise node, over a name for each input."""
+    scalar, attrs = node.op.scalar, node.attrs
+    text = scalar if isinstance(scalar, str) else scalar(node.inputs[0].dtype, **attrs)
+    return text.format(*operands, **{name: f"({value!r})" for name, value in attrs.items()})
 
 
 def fma(a, b, c):
@@ -203,7 +219,7 @@ FUNCTIONS = {
     "tanh": np.tanh,
     "sigmoid": _sigmoid,
     "erf": _erf,
-    "pow": np.power,
+    "pow": lambda x, y: np.power([x, x], [y, y])[0],  # of a scalar, NumPy makes (-inf)**0.5 NaN
     "floor": np.floor,
     "ceil": np.ceil,
     "trunc": np.trunc,
@@ -211,7 +227,7 @@ FUNCTIONS = {
     "fma": fma,
     "fmax": np.maximum,
     "fmin": np.minimum,
-    "relu": lambda x: np.where(x <= 0, type(x)(0), x)[()],
+    "relu": lambda x: type(x)(0) if x < 0 else x,
     "copysign": np.copysign,
     "isnan": np.isnan,
     "u8": np.uint8,
@@ -232,7 +248,7 @@ def evaluate_text(text: str, **names):
 def evaluate_pointwise(node, arrays):
     """A pointwise node by its scalar expression, element by element."""
     letters = [f"v{i}" for i in range(len(arrays))]
-    text = expression(node.op, node.inputs[0].dtype, letters, node.attrs)
+    text = expression(node, letters)
     code = compile(text, node.op.name, "eval")
     result = np.empty(tuple(node.shape), node.dtype)
     whole = np.broadcast_arrays(*arrays) if arrays else []

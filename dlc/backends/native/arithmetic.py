@@ -7,11 +7,13 @@ bits.
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 from llvmlite import ir
 
 from dlc.backends.native.isa import Isa
 
-Value = ir.Value
+Value: TypeAlias = ir.Value
 
 _LETTERS = {"float32": "f32", "float64": "f64"}
 

@@ -15,11 +15,12 @@ from llvmlite import ir
 from dlc.backends.native.arithmetic import Arithmetic, Value
 from dlc.backends.native.coefficients import COEFFICIENTS
 
-# Beyond these exp is infinite, or rounds to 0; expm1 and tanh round to their limits.
+# Beyond these exp is infinite or rounds to 0, the others round to their limits.
 _EXP_LOW = {"float32": -104.0, "float64": -746.0}
 _EXP_HIGH = {"float32": 89.0, "float64": 710.0}
 _EXPM1_LOW = {"float32": -18.0, "float64": -40.0}
 _TANH_HIGH = {"float32": 10.0, "float64": 20.0}
+_SIGMOID_HIGH = {"float32": 30.0, "float64": 60.0}
 _ERF_HIGH = {"float32": 4.0, "float64": 6.0}
 
 # Below these f(x) = x to the last bit, for f(x) = x + O(x^2) and for f(x) = x + O(x^3).
@@ -37,25 +38,40 @@ def exp(e: Arithmetic, x: Value) -> Value:
 
 
 def expm1(e: Arithmetic, x: Value) -> Value:
-    """e^x - 1, with the precision of x near 0."""
-    result = _expm1(e, e.clamp(x, _EXPM1_LOW[e.dtype], _EXP_HIGH[e.dtype]))
-    return _unless_tiny(e, x, _TINY_SQUARE[e.dtype], result)
+    """e^x - 1, with the precision of x near 0: 2^n (e^r - 1) + (2^n - 1).
+
+    At half size, so that 2^n may be beyond the largest number.
+    """
+    n, r, rest = _exp_reduce(e, e.clamp(x, _EXPM1_LOW[e.dtype], _EXP_HIGH[e.dtype]))
+    scale = _power_of_two(e, e.sub(n, e.constant(1.0)))
+    half = e.fma(scale, _exp_minus_one(e, r, rest), e.sub(scale, e.constant(0.5)))
+    return _unless_tiny(e, x, _TINY_SQUARE[e.dtype], e.add(half, half))
 
 
 def tanh(e: Arithmetic, x: Value) -> Value:
-    """Hyperbolic tangent: t / (t + 2) where t = expm1(2 |x|)."""
-    magnitude = e.at_most(e.abs(x), _TANH_HIGH[e.dtype])
-    t = _expm1(e, e.add(magnitude, magnitude))
-    result = e.copysign(e.div(t, e.add(t, e.constant(2.0))), x)
-    return _unless_tiny(e, x, _TINY_CUBE[e.dtype], result)
+    """Hyperbolic tangent: a polynomial to 0.55, beyond it 1 - 2 / (e^(2 |x|) + 1)."""
+    a = e.at_most(e.abs(x), _TANH_HIGH[e.dtype])
+    square = e.mul(a, a)
+    near = e.fma(e.mul(square, a), e.horner(square, _coefficients(e, "tanh_small")), a)
+    one, two = e.constant(1.0), e.constant(2.0)
+    far = e.sub(one, e.div(two, e.add(_exp_in_range(e, e.mul(two, a)), one)))
+    return e.copysign(e.select(e.compare("<", a, e.constant(0.55)), near, far), x)
 
 
 def sigmoid(e: Arithmetic, x: Value) -> Value:
-    """1 / (1 + e^-x), through e^-|x|, so that it underflows only where the result does."""
-    small = exp(e, e.neg(e.abs(x)))
-    one = e.constant(1.0)
-    top = e.select(e.compare("<", x, e.constant(0.0)), small, one)
-    return e.div(top, e.add(one, small))
+    """1 / (1 + e^-x) as 2^k / (2^k + 1 + (e^-r - 1)), where x = k ln 2 + r.
+
+    2^k + 1 is exact unless k is far below 0; there 2^k goes to the small term first. Where 2^k
+    would be a denormal number, a part of it comes last, so that underflow is gradual.
+    """
+    k, r, rest = _exp_reduce(e, e.clamp(x, _EXP_LOW[e.dtype], _SIGMOID_HIGH[e.dtype]))
+    lowest = e.constant(-100.0 if e.dtype == "float32" else -1000.0)
+    first = e.select(e.compare("<", k, lowest), lowest, k)
+    power = _power_of_two(e, first)
+    one, small = e.constant(1.0), _exp_minus_one(e, e.neg(r), e.neg(rest))
+    far = e.compare("<", k, e.constant(-20.0))
+    bottom = e.add(e.add(power, e.select(far, small, one)), e.select(far, one, small))
+    return e.mul(e.div(power, bottom), _power_of_two(e, e.sub(k, first)))
 
 
 def log(e: Arithmetic, x: Value) -> Value:
@@ -80,10 +96,8 @@ def erf(e: Arithmetic, x: Value) -> Value:
     one = e.constant(1.0)
     near = e.fma(a, e.horner(e.mul(a, a), _coefficients(e, "erf_small")), a)
     power = e.horner(e.sub(a, e.constant(2.0)), _coefficients(e, "erfc_log"))
-    n, r, rest = _exp_reduce(e, power)
-    complement = e.mul(e.add(one, _exp_minus_one(e, r, rest)), _power_of_two(e, n))
-    result = e.select(e.compare("<", a, one), near, e.sub(one, complement))
-    return e.copysign(result, x)
+    far = e.sub(one, _exp_in_range(e, power))
+    return e.copysign(e.select(e.compare("<", a, one), near, far), x)
 
 
 def rsqrt(e: Arithmetic, x: Value) -> Value:
@@ -177,12 +191,10 @@ def _exp_minus_one(e: Arithmetic, r: Value, rest: Value) -> Value:
     return e.add(r, e.fma(e.mul(r, r), e.horner(r, _coefficients(e, "exp")), rest))
 
 
-def _expm1(e: Arithmetic, x: Value) -> Value:
-    """2^n (e^r - 1) + (2^n - 1), at half size so that n may be the largest exponent and one."""
+def _exp_in_range(e: Arithmetic, x: Value) -> Value:
+    """e^x where that is a normal number."""
     n, r, rest = _exp_reduce(e, x)
-    half = _power_of_two(e, e.sub(n, e.constant(1.0)))
-    result = e.fma(half, _exp_minus_one(e, r, rest), e.sub(half, e.constant(0.5)))
-    return e.add(result, result)
+    return e.mul(e.add(e.constant(1.0), _exp_minus_one(e, r, rest)), _power_of_two(e, n))
 
 
 def _log_reduce(e: Arithmetic, x: Value) -> tuple[Value, Value]:

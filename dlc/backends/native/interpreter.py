@@ -61,6 +61,7 @@ from dlc.runtime.frame import (
     ERROR,
     ERROR_POSITION,
     EXCUSED,
+    FRAME_PATIENCE,
     HANDLE,
     HOME,
     IDLE,
@@ -69,7 +70,6 @@ from dlc.runtime.frame import (
     MET,
     NUMBER,
     OFFERED,
-    PATIENCE,
     PENALTY,
     POOL_ARRIVED,
     POOL_BUSY,
@@ -79,15 +79,12 @@ from dlc.runtime.frame import (
     POOL_FRAME,
     POOL_JOINED,
     POOL_LINES,
-    POOL_OVERSUBSCRIBE,
-    POOL_PATIENCE,
     POOL_SCRATCH,
     POOL_SLEEPERS,
-    POOL_SPIN,
     POOL_STARTED,
     POOL_TEAM,
     POOL_THREADS,
-    POOL_YIELD,
+    POOL_WHOLE,
     PROCESSOR,
     RUN_TIME,
     SCRATCH_WORDS,
@@ -98,6 +95,7 @@ from dlc.runtime.frame import (
     STEP_WORDS,
     STEPS,
     STOP,
+    STOPPED,
     TAKEN,
     TEAM_CLOSED,
     THREAD_ID,
@@ -115,18 +113,23 @@ SYSTEM = (
     "syscall",
 )
 
+# Nanoseconds, measured on Linux 6.18 with two processors, idle and beside a busy PyTorch.
+SPIN = 100_000  # a wake-up takes 30 to 60 us where the processor is free
+CROWDED_SPIN = 5_000  # in a call one of whose threads lacks a processor: keep its right to preempt
+YIELD = 50_000  # where threads are more than processors, in place of spinning
+PATIENCE = 300_000  # for workers that slept to report, where the frame does not say
+HOT_PATIENCE = 20_000  # for workers to report where none slept: usual is 0.1 us
+PENALTY_MIN, PENALTY_MAX = 10_000_000, 320_000_000  # without a worker that lacked a processor
+CPU_CHECK = 5_000_000  # between two counts of the processors, of 0.3 us each
+STOP_PAUSE = 500_000  # between two looks whether the last call has ended
+
 LOOKS = 16  # looks at a word, a pause after each, between two looks at the clock: about 0.3 us
-HOT_PATIENCE = 20_000  # nanoseconds for workers to report where none slept: usual is 0.1 us
-CROWDED_YIELD = 0
-CROWDED_SPIN = 5_000  # nanoseconds of spinning in a call whose threads lack a processor
-PENALTY_MIN, PENALTY_MAX = 10_000_000, 320_000_000  # nanoseconds without a worker that lacked one
-CPU_CHECK = 5_000_000  # nanoseconds between two counts of the processors, of 0.3 us each
-STOP_PAUSE = 500_000  # nanoseconds between two looks whether the last call has ended
 
 CLOCK_MONOTONIC, CLOCK_MONOTONIC_COARSE = 1, 6
 FUTEX_WAIT_PRIVATE, FUTEX_WAKE_PRIVATE = 128, 129
 EVERYONE = 0x7FFFFFFF
 SIG_SETMASK = 2
+CRASHES = 0b101_1111_1000  # SIGILL, TRAP, ABRT, BUS, FPE, (KILL,) SEGV: a worker takes its own
 
 
 def build(isa: Isa) -> bytes:
@@ -160,7 +163,7 @@ def dlc_call(pool: Words, frame: Words) -> int:
         meeting = walk(pool, frame, line, team)
         if team > 1:
             meet(pool, line, meeting + team)
-        store(at(pool, POOL_BUSY), 0)
+        add(at(pool, POOL_BUSY), -1)
     else:
         walk(pool, frame, line, 1)
     if mode != ieee_mode():
@@ -212,7 +215,9 @@ def gather(pool: Words, frame: Words) -> int:
     if pool[POOL_STARTED] == 0 and pool[POOL_THREADS] > 1:
         dlc_start(pool)
     now = nanoseconds(CLOCK_MONOTONIC_COARSE)
-    wanted = min_of(frame[THREADS], processors(pool, now))
+    whole = pool[POOL_WHOLE] != 0
+    allowed = pool[POOL_THREADS] if whole else processors(pool, now)
+    wanted = min_of(frame[THREADS], allowed)
     caller = thread_line(pool, 0)
     caller[MEMBER] = 1
     caller[PROCESSOR] = processor()
@@ -220,7 +225,7 @@ def gather(pool: Words, frame: Words) -> int:
     for number in range(1, pool[POOL_STARTED] + 1):
         line = thread_line(pool, number)
         line[MEMBER] = 0
-        if team < wanted and now >= line[EXCUSED]:
+        if team < wanted and (whole or now >= line[EXCUSED]):
             line[MEMBER] = 1
             line[NUMBER] = team
             team += 1
@@ -231,7 +236,9 @@ def gather(pool: Words, frame: Words) -> int:
     pool[POOL_CROWDED] = 0
     store(at(pool, POOL_JOINED), 0)
     store(at(pool, POOL_ARRIVED), 0)
-    patience = offer(pool, frame[PATIENCE])
+    patience = offer(pool, frame[FRAME_PATIENCE])
+    if whole:
+        patience = 0
     if wait_for(pool, at(pool, POOL_JOINED), team - 1, at(pool, POOL_SLEEPERS), patience) != 0:
         return team
     return close_team(pool)
@@ -254,7 +261,7 @@ def offer(pool: Words, patience: int) -> int:
             wake(at(line, MAILBOX), at(line, ASLEEP))
     if slept == 0:
         return HOT_PATIENCE
-    return patience if patience > 0 else pool[POOL_PATIENCE]
+    return patience if patience > 0 else PATIENCE
 
 
 def report(pool: Words, line: Words) -> int:
@@ -327,7 +334,7 @@ def processors(pool: Words, now: int) -> int:
         size = affinity(0, 8 * SCRATCH_WORDS, mask)
         if size > 0:
             pool[POOL_CPUS] = count_ones(mask, size // 8)
-    return pool[POOL_THREADS] if pool[POOL_OVERSUBSCRIBE] != 0 else pool[POOL_CPUS]
+    return pool[POOL_CPUS]
 
 
 def thread_line(pool: Words, number: int) -> Words:
@@ -363,21 +370,20 @@ def watch(pool: Words, meeting: int) -> int:
     """The caller's long wait at a barrier: excuse from later calls who does not get to run."""
     arrived = at(pool, POOL_ARRIVED)
     sleepers = at(pool, POOL_SLEEPERS)
-    spell = pool[POOL_SPIN] // 2
-    if wait_for(pool, arrived, meeting, sleepers, spell) != 0:
+    if wait_for(pool, arrived, meeting, sleepers, SPIN // 2) != 0:
         return 0
     started = pool[POOL_STARTED]
     for number in range(1, started + 1):
         line = thread_line(pool, number)
         if line[MEMBER] != 0:
             line[RUN_TIME] = nanoseconds(run_clock(line))
-    if wait_for(pool, arrived, meeting, sleepers, spell) != 0:
+    if wait_for(pool, arrived, meeting, sleepers, SPIN // 2) != 0:
         return 0
     for number in range(1, started + 1):
         line = thread_line(pool, number)
         if line[MEMBER] == 0 or load(at(line, MET)) >= meeting:
             continue
-        starved = nanoseconds(run_clock(line)) - line[RUN_TIME] < spell // 2
+        starved = nanoseconds(run_clock(line)) - line[RUN_TIME] < SPIN // 4
         if starved and part(pool, line) == 0:
             pool[POOL_CROWDED] = 1
             excuse(line, nanoseconds(CLOCK_MONOTONIC_COARSE))
@@ -401,18 +407,18 @@ def wait_for(pool: Words, word: Words, target: int, sleepers: Words, patience: i
         if began == 0:
             began = now
         waited = now - began
-        spin = pool[POOL_SPIN]
-        politely = pool[POOL_YIELD]
-        if pool[POOL_CROWDED] != 0:
-            spin = min_of(spin, CROWDED_SPIN)
-            politely = CROWDED_YIELD
-        elif pool[POOL_TEAM] > pool[POOL_CPUS]:
-            spin = 0
         if patience > 0 and waited >= patience:
             return 0
+        spin = SPIN
+        politely = 0
+        if pool[POOL_CROWDED] != 0:
+            spin = CROWDED_SPIN
+        elif pool[POOL_TEAM] > pool[POOL_CPUS]:
+            spin = 0
+            politely = YIELD
         if waited < spin:
             continue
-        if patience > 0 or waited < spin + politely:
+        if patience > 0 or waited < politely:
             give_way()
         else:
             sleep(word, target, sleepers)
@@ -442,7 +448,7 @@ def dlc_start(pool: Words) -> int:
     """Start the workers of a pool; 0, or the number of the error that kept one from starting."""
     every = at(pool, POOL_SCRATCH)
     usual = at(every, 1)
-    every[0] = -1
+    every[0] = ~CRASHES
     signal_mask(SIG_SETMASK, every, usual, 8)  # signals are for the threads of the program
     error = 0
     number = 1
@@ -460,17 +466,19 @@ def dlc_start(pool: Words) -> int:
 
 def dlc_stop(pool: Words) -> int:
     """End the workers, after the call that they are in; later calls run alone."""
+    busy = at(pool, POOL_BUSY)
+    add(busy, STOPPED)  # from here on, no call gets the workers
     moment = at(pool, POOL_SCRATCH)
-    while swap(at(pool, POOL_BUSY), 0, 1) == 0:
-        moment[0] = 0
-        moment[1] = STOP_PAUSE
+    moment[0] = 0
+    moment[1] = STOP_PAUSE
+    while load(busy) & 1 != 0:
         nanosleep(moment, 0)
     for number in range(1, pool[POOL_STARTED] + 1):
         line = thread_line(pool, number)
         store(at(line, MAILBOX), STOP)
         fence()
         wake(at(line, MAILBOX), at(line, ASLEEP))
-        join(line[HANDLE])
+        join(line[HANDLE], pointer(0))
     pool[POOL_STARTED] = 0
     return 0
 

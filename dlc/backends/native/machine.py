@@ -59,6 +59,29 @@ def primitive(
     return lambda stub: Primitive(stub, texts, declarations)
 
 
+def c_function(symbol: str, returns: str = "i64") -> Callable[[FunctionType], Primitive]:
+    """Make a stub a C function, which returns a word ("i64"), an int ("i32") or nothing ("void").
+
+    A parameter that C calls `int` may be declared `int` here too: its upper half is not looked at.
+    """
+    endings = {
+        "i64": "ret i64 %returned",
+        "i32": "%wide = sext i32 %returned to i64\nret i64 %wide",
+        "void": "ret i64 0",
+    }
+
+    def wrap(stub: FunctionType) -> Primitive:
+        parameters = signature(stub)[0]
+        kinds = ", ".join(param.llvm for param in parameters)
+        arguments = ", ".join(f"{param.llvm} %{param.name}" for param in parameters)
+        left = "" if returns == "void" else "%returned = "
+        body = f"{left}call {returns} @{symbol}({arguments})\n{endings[returns]}"
+        texts = dict.fromkeys(_ARCHITECTURES, body)
+        return Primitive(stub, texts, (f"declare {returns} @{symbol}({kinds})",))
+
+    return wrap
+
+
 def system_call(**numbers: int) -> Callable[[FunctionType], Primitive]:
     """Make a stub a system call of Linux, given its number on each architecture."""
 
@@ -282,9 +305,14 @@ def nanoseconds(which: int) -> int:
     """The time on one of the system's clocks."""
 
 
-@primitive("declare i32 @sched_yield()", body="%status = call i32 @sched_yield()\nret i64 0")
+@c_function("sched_yield", "i32")
 def give_way() -> int:
     """Let another thread have the processor."""
+
+
+@c_function("sched_getcpu", "i32")
+def processor() -> int:
+    """The number of the processor that this thread runs on."""
 
 
 @primitive(
@@ -298,12 +326,9 @@ def spawn(handle: Words, line: Words) -> int:
     """Start a thread in the program's function `worker(line)`; 0, or the number of the error."""
 
 
-@primitive(
-    "declare i32 @pthread_join(i64, ptr)",
-    body="%status = call i32 @pthread_join(i64 %handle, ptr null)\nret i64 0",
-)
-def join(handle: int) -> int:
-    """Wait for a thread to end."""
+@c_function("pthread_join", "i32")
+def join(handle: int, result: Words) -> int:
+    """Wait for a thread to end; its result goes to `result`, if that is not null."""
 
 
 @system_call(x86_64=202, aarch64=98)
@@ -324,14 +349,6 @@ def nanosleep(duration: Words, rest: int) -> int:
 @system_call(x86_64=14, aarch64=135)
 def signal_mask(how: int, mask: Words, old: Words, size: int) -> int:
     """Change which signals this thread takes; `size` bytes a mask."""
-
-
-@primitive(
-    "declare i32 @sched_getcpu()",
-    body="%number = call i32 @sched_getcpu()\n%result = sext i32 %number to i64\nret i64 %result",
-)
-def processor() -> int:
-    """The number of the processor that this thread runs on."""
 
 
 @system_call(x86_64=203, aarch64=122)

@@ -1,4 +1,4 @@
-"""Contractions as kernel source: matrix products and convolutions are one loop nest around a register tile.
+"""Contractions as kernel source: matrix products and convolutions are one loop nest around a tile.
 
 All of them sum, for each row of the result, over a few runs of the input; they differ in where rows
 and runs lie, which is a handful of strides. So there is one kernel for an epilogue and a level, and
@@ -7,44 +7,24 @@ it serves every layer of every model: `conv2d_sizes` and `matmul_sizes` say what
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from textwrap import indent
 
 from dlc.backends.native.frontend import Param
 from dlc.backends.native.isa import Isa
-from dlc.backends.numba_cpu.tiles import CHAIN, PANEL, Epilogue, Tile
+from dlc.backends.numba_cpu.kernel import Kernel, Sizes, make_kernel
+from dlc.backends.numba_cpu.tiles import CHAIN, PANEL, Tile
+from dlc.backends.numba_cpu.vectors import BYTES, PLAIN, Epilogue
+from dlc.errors import CompileError
 from dlc.ir.sizes import Size
 
 #: Rows of the result that are computed for all columns before the next ones are.
 BLOCK = 56
-#: Rows whose addresses differ by multiples of this many bytes evict each other from a first-level cache.
+#: Rows that lie a multiple of this many bytes apart evict each other from a first-level cache of
+#: eight ways; `FEW` of them fit.
 ALIAS = 4096
-
-Sizes = dict[str, Size]
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """Kernel source with the tiles it calls.
-
-    Attributes
-    ----------
-    name : str
-        Of the function; another one wherever anything about the kernel is another.
-    source : str
-        Python source, as `native.frontend.lower` reads it.
-    params : tuple of Param
-        Its parameters in order, `thread` and `threads` left out.
-    tiles : tuple of Tile
-        Native functions that it calls; their `extern` goes to `lower`, their `text()` to `build`.
-    """
-
-    name: str
-    source: str
-    params: tuple[Param, ...]
-    tiles: tuple[Tile, ...]
+FEW = 7
 
 
 @dataclass(frozen=True)
@@ -67,77 +47,95 @@ class Contraction:
     dtype : str
         "float32" or "float64".
     epilogue : Epilogue
-    narrow : bool
-        Whether a tile of one vector computes what is left of the columns where one vector holds it;
-        see `is_narrow`. Results do not depend on it.
+    vectors : tuple of int
+        Widths of its tiles in vectors, the widest first; `tile_vectors` says which ones suit a
+        number of columns. Results do not depend on it.
     """
 
     isa: Isa
     dtype: str
-    epilogue: Epilogue = Epilogue()
-    narrow: bool = False
+    epilogue: Epilogue = PLAIN
+    vectors: tuple[int, ...] = (2,)
 
     @property
     def tiles(self) -> tuple[Tile, ...]:
-        """The tile of two vectors and, for a narrow end, that of one."""
-        widths = (2, 1) if self.narrow else (2,)
-        return tuple(Tile(self.isa, self.dtype, vectors, self.epilogue) for vectors in widths)
+        """The tiles, the widest first."""
+        return tuple(Tile(self.isa, self.dtype, each, self.epilogue) for each in self.vectors)
 
     @property
     def sizes(self) -> tuple[str, ...]:
         """Names of the integer parameters."""
         names = ["groups", "images", "height", "width", "columns"]
         names += ["outer", "outer_step", "inner", "inner_step", "depth"]
-        names += _strides("x") + ["w_group"] + _strides("y")
-        names += [f"{operand.name}_group" for operand in self.epilogue.columns]
-        for operand in self.epilogue.fulls:
-            names += _strides(operand.name)
+        names += [*_strides("x"), "w_group", *_strides("y")]
+        for operand in self.epilogue.operands:
+            full = operand.kind == "full"
+            names += _strides(operand.name) if full else [f"{operand.name}_group"]
         return tuple(names)
 
     @property
     def kernel(self) -> Kernel:
         """The kernel."""
-        source, pointer = _source(self), f"{self.dtype}*"
         pointers = ["x", "w", "y", *(operand.name for operand in self.epilogue.operands)]
         # A full operand may be y itself.
-        params = [Param(name, pointer, noalias=False) for name in pointers]
+        params = [Param(name, f"{self.dtype}*", noalias=False) for name in pointers]
         params += [Param(name, "int64") for name in self.sizes]
-        identity = repr((source, params)).encode()
-        name = f"contract_{hashlib.sha256(identity).hexdigest()[:12]}"
-        return Kernel(name, source.format(name=name), tuple(params), self.tiles)
+        return make_kernel("contract", _body(self), params, self.tiles)
 
 
 def _strides(name: str) -> list[str]:
     return [f"{name}_{unit}" for unit in ("group", "image", "row", "pixel")]
 
 
-def is_narrow(isa: Isa, dtype: str, columns: int) -> bool:
-    """Whether a tile of one vector holds what is left of `columns` behind whole tiles."""
-    return 0 < columns % Tile(isa, dtype).columns <= isa.lanes(dtype)
+def tile_vectors(isa: Isa, dtype: str, columns: Size) -> tuple[int, ...]:
+    """The tiles for a number of columns: two vectors, one for a narrow end, or one alone."""
+    lanes = isa.lanes(dtype)
+    if not isinstance(columns, int):
+        return (2,)
+    if columns <= lanes:
+        return (1,)
+    return (2, 1) if 0 < columns % (2 * lanes) <= lanes else (2,)
 
 
-_BYTES = {"float32": 4, "float64": 8}
-
-
-def matmul_sizes(rows: Size, columns: Size, depth: Size, batch: Size = 1) -> Sizes:
-    """Sizes of y[b, m, n] = sum over k of x[b, m, k] w[b, k, n], all contiguous, w in panels.
+def matmul_sizes(
+    epilogue: Epilogue,
+    *,
+    rows: Size,
+    columns: Size,
+    depth: Size,
+    batch: Size = 1,
+    x_strides: tuple[Size, Size] | None = None,
+    y_strides: tuple[Size, Size] | None = None,
+    fulls: Mapping[str, tuple[Size, Size]] | None = None,
+) -> Sizes:
+    """Sizes of y[b, m, n] = sum over k of x[b, m, k] w[b, k, n], w in panels.
 
     Parameters
     ----------
-    rows, columns, depth : Size
-        M, N and K.
-    batch : Size
-        B. Set `w_group` to 0 for weights that all batches share.
+    epilogue : Epilogue
+        Its column operands are shared by all batches.
+    rows, columns, depth, batch : Size
+        M, N, K and B. Weights that all batches share have `w_group` 0.
+    x_strides, y_strides : tuple of Size, optional
+        Of batch and row; by default x and y are contiguous.
+    fulls : mapping of str to tuple of Size, optional
+        The same of each full operand; by default those of y.
     """
     panels = (columns + (PANEL - 1)) // PANEL
-    sizes = {"groups": batch, "images": 1, "height": 1, "width": rows, "columns": columns}
-    sizes |= {"outer": 1, "outer_step": 0, "inner": 1, "inner_step": 0}
-    sizes |= {"depth": depth, "x_group": rows * depth, "x_image": 0, "x_row": 0, "x_pixel": depth}
+    x = x_strides or (rows * depth, depth)
+    y = y_strides or (rows * columns, columns)
+    sizes: Sizes = {"groups": batch, "images": 1, "height": 1, "width": rows, "columns": columns}
+    sizes |= {"outer": 1, "outer_step": 0, "inner": 1, "inner_step": 0, "depth": depth}
     sizes |= {"w_group": panels * depth * PANEL}
-    return sizes | {"y_group": rows * columns, "y_image": 0, "y_row": 0, "y_pixel": columns}
+    sizes |= {f"{operand.name}_group": 0 for operand in epilogue.columns}
+    places = {operand.name: (fulls or {}).get(operand.name, y) for operand in epilogue.fulls}
+    for name, (group, row) in ({"x": x, "y": y} | places).items():
+        sizes |= dict(zip(_strides(name), (group, 0, 0, row)))
+    return sizes
 
 
 def conv2d_sizes(
+    epilogue: Epilogue,
     *,
     shape: tuple[Size, Size, Size],
     columns: Size,
@@ -148,57 +146,87 @@ def conv2d_sizes(
     stride: tuple[int, int] = (1, 1),
     dilation: tuple[int, int] = (1, 1),
     groups: int = 1,
+    fulls: Mapping[str, tuple[Size, Size, Size]] | None = None,
 ) -> Sizes:
     """Sizes of a convolution of zero-padded input.
 
     Parameters
     ----------
-    shape : tuple
+    epilogue : Epilogue
+    shape : tuple of Size
         Images, height and width of the result.
     columns, channels : Size, int
         Channels of the result and of the input, in one group.
     kernel, stride, dilation : tuple of int
-    x_strides : tuple
+        Along the height and the width.
+    x_strides : tuple of Size
         Of image, row, pixel and channel, from an x that begins at the corner of the padding. Either
-        the channels are contiguous (NHWC), or the pixels (NCHW; then for one group, without
-        dilation across, and with weights in the order (I, KH, KW)).
-    y_strides : tuple
+        the channels are contiguous (NHWC), or the pixels (NCHW: for one group, without dilation
+        along the width, and with weights in the order (I, KH, KW)).
+    y_strides : tuple of Size
         Of image, row and pixel; the channels are contiguous.
     groups : int
-        Their channels follow each other in x, y and column operands.
+        Their channels follow each other in x, y and all operands.
+    fulls : mapping of str to tuple of Size, optional
+        Strides of image, row and pixel of each full operand; by default those of y.
+
+    Raises
+    ------
+    CompileError
+        If neither the channels nor the pixels are contiguous.
     """
-    (kh, kw), (image, row, pixel, channel) = kernel, x_strides
-    down, across = row * dilation[0], pixel * dilation[1]
-    if channel != 1:
-        runs = (channels, channel, kh, down, kw)
-    elif groups == 1 and across == channels:  # a line of the kernel is one run
-        runs = (kh, down, 1, 0, kw * channels)
-    else:
-        runs = (kh, down, kw, across, channels)
     panels = (columns + (PANEL - 1)) // PANEL
-    sizes = {"groups": groups, "images": shape[0], "height": shape[1], "width": shape[2]}
-    sizes |= {"columns": columns}
-    sizes |= zip(("outer", "outer_step", "inner", "inner_step", "depth"), runs)
-    sizes |= {"x_group": channels, "x_image": image}
-    sizes |= {"x_row": row * stride[0], "x_pixel": pixel * stride[1]}
-    sizes |= {"w_group": panels * kh * kw * channels * PANEL, "y_group": columns}
-    return sizes | dict(zip(("y_image", "y_row", "y_pixel"), y_strides))
+    image, row, pixel, _ = x_strides
+    x = (image, row * stride[0], pixel * stride[1])
+    sizes: Sizes = {"groups": groups, "images": shape[0], "height": shape[1], "width": shape[2]}
+    sizes |= {"columns": columns, **_runs(channels, kernel, x_strides, dilation, groups)}
+    sizes |= {"w_group": panels * kernel[0] * kernel[1] * channels * PANEL}
+    sizes |= {f"{operand.name}_group": columns for operand in epilogue.columns}
+    places = {
+        operand.name: (fulls or {}).get(operand.name, y_strides) for operand in epilogue.fulls
+    }
+    for name, place in ({"x": x, "y": y_strides} | places).items():
+        sizes |= dict(zip(_strides(name), (channels if name == "x" else columns, *place)))
+    return sizes
+
+
+def _runs(
+    channels: int,
+    kernel: tuple[int, int],
+    strides: tuple[Size, Size, Size, Size],
+    dilation: tuple[int, int],
+    groups: int,
+) -> Sizes:
+    """The runs of the input that a convolution sums over."""
+    (kh, kw), (_, row, pixel, channel) = kernel, strides
+    down, across = row * dilation[0], pixel * dilation[1]
+    runs: tuple[Size, ...]
+    if channel == 1 and across == channels:  # a line of the kernel is one run
+        runs = (kh, down, 1, 0, kw * channels)
+    elif channel == 1:
+        runs = (kh, down, kw, across, channels)
+    elif across == 1 and groups == 1:
+        runs = (channels, channel, kh, down, kw)
+    else:
+        raise CompileError(
+            f"a convolution reads contiguous channels, or contiguous pixels of one group without "
+            f"dilation; got strides {strides} of {groups} groups, dilation {dilation}"
+        )
+    return dict(zip(("outer", "outer_step", "inner", "inner_step", "depth"), runs))
 
 
 # The source.
 
 
-def _source(contraction: Contraction) -> str:
-    """The kernel's source, its name left open as `{name}`."""
-    fulls = [operand.name for operand in contraction.epilogue.fulls]
-    pointers = ["x", "w", "y", *(operand.name for operand in contraction.epilogue.operands)]
-    arguments = ", ".join([*pointers, *contraction.sizes, "thread", "threads"])
-    tile, bytes = contraction.tiles[0], _BYTES[contraction.dtype]
-    return f'''def {{name}}({arguments}):
+def _body(contraction: Contraction) -> str:
+    """The source below the `def` line."""
+    tile = contraction.tiles[0]
+    tables = ["x", "y", *(operand.name for operand in contraction.epilogue.fulls)]
+    return f"""\
     # Rows that evict each other from the cache are taken fewer at a time.
-    aliased = mod(x_pixel * {bytes}, {ALIAS}) == 0
-    most = {-(-tile.rows // 2)} if aliased else {tile.rows}
-    # Rows are cut into tiles of equal size, the first `longer` of them one longer; columns into parts.
+    aliased = mod(x_pixel * {BYTES[tile.dtype]}, {ALIAS}) == 0
+    most = {min(tile.rows, FEW)} if aliased else {tile.rows}
+    # Rows are cut into tiles of equal size, the first `longer` of them one longer.
     pixels = images * height * width
     tiles = div(pixels + most - 1, most) if pixels > 0 else 1
     size = div(pixels, tiles)
@@ -208,7 +236,7 @@ def _source(contraction: Contraction) -> str:
     chains = div(depth + {CHAIN - 1}, {CHAIN}) if depth > 0 else 1
     chunk = div(depth + chains - 1, chains)
     panel = outer * inner * depth * {PANEL}
-{_tables(["x", "y", *fulls], tile.rows)}
+{_tables(tables, tile.rows)}
     # Units of work, one tile each, in the order of the loops; every thread takes equally many.
     units = groups * parts * tiles if pixels > 0 else 0
     begin = div(units * thread, threads)
@@ -226,8 +254,10 @@ def _source(contraction: Contraction) -> str:
                 unit += last - first
                 if low < high:
                     column = part * {tile.columns}
-                    count = columns - column if columns - column < {tile.columns} else {tile.columns}
-                    weights = at(w, g * w_group + div(column, {PANEL}) * panel + mod(column, {PANEL}))
+                    count = columns - column
+                    count = count if count < {tile.columns} else {tile.columns}
+                    place = div(column, {PANEL}) * panel + mod(column, {PANEL})
+                    weights = at(w, g * w_group + place)
                     pixel = low * size + (low if low < longer else longer)
                     line = div(pixel, width)
                     n = div(line, height)
@@ -237,7 +267,7 @@ def _source(contraction: Contraction) -> str:
                         rows = size + 1 if t < longer else size
                         straight = v + rows <= width
                         if not straight:
-{_bend(["x", "y", *fulls])}
+{_bend(tables)}
 {_call(contraction)}
                         v += rows
                         while v >= width:
@@ -246,7 +276,7 @@ def _source(contraction: Contraction) -> str:
                             if h == height:
                                 h = 0
                                 n += 1
-'''
+"""
 
 
 def _tables(names: Iterable[str], rows: int) -> str:
@@ -276,25 +306,30 @@ def _call(contraction: Contraction) -> str:
     """Call the tile for `rows` rows from (g, n, h, v) on and `count` columns."""
     epilogue, (tile, *narrow) = contraction.epilogue, contraction.tiles
 
-    def place(name: str) -> str:
-        return f"g * {name}_group + n * {name}_image + h * {name}_row + v * {name}_pixel"
+    def row(name: str, column: str) -> list[str]:
+        base = f"g * {name}_group + n * {name}_image + h * {name}_row + v * {name}_pixel{column}"
+        table = f"{name}_rows = {name}_line if straight else {name}_bent"
+        return [f"{name}_base = at({name}, {base})", table]
 
-    lines = [f"x_base = at(x, {place('x')})", "x_rows = x_line if straight else x_bent"]
-    written = ["y", *(operand.name for operand in epilogue.fulls)]
-    for name in written:
-        lines += [f"{name}_base = at({name}, {place(name)} + column)"]
-        lines += [f"{name}_rows = {name}_line if straight else {name}_bent"]
-    for operand in epilogue.columns:
-        lines += [f"{operand.name}_base = at({operand.name}, g * {operand.name}_group + column)"]
-    operands = ["y_base, y_rows"]
+    lines = [*row("x", ""), *row("y", " + column")]
+    arguments = ["rows", "count", "x_base", "x_rows", "weights", "y_base", "y_rows"]
     for operand in epilogue.operands:
-        rows = f", {operand.name}_rows" if operand.kind == "full" else ""
-        operands.append(f"{operand.name}_base{rows}")
-    arguments = ", ".join(
-        ["rows, count, x_base, x_rows, weights", *operands]
-        + ["outer, outer_step, inner, inner_step, depth, chunk"]
-    )
+        name = operand.name
+        arguments.append(f"{name}_base")
+        if operand.kind == "full":
+            lines += row(name, " + column")
+            arguments.append(f"{name}_rows")
+        else:
+            lines.append(f"{name}_base = at({name}, g * {name}_group + column)")
+    arguments += ["outer", "outer_step", "inner", "inner_step", "depth", "chunk"]
+    calls = [f"{each.name}({', '.join(arguments)})" for each in (tile, *narrow)]
     if narrow:
-        lines += [f"if count <= {narrow[0].columns}:", f"    {narrow[0].name}({arguments})", "else:"]
-    lines += [f"{'    ' * len(narrow)}{tile.name}({arguments})"]
+        lines += [
+            f"if count <= {narrow[0].columns}:",
+            f"    {calls[1]}",
+            "else:",
+            f"    {calls[0]}",
+        ]
+    else:
+        lines.append(calls[0])
     return indent("\n".join(lines), " " * 24)

@@ -1,6 +1,8 @@
-"""Contractions of a group: which kernel of the generator, its epilogue, and what its parameters are here.
+"""Contractions of a group: which kernel of the generators, its epilogue, and what its parameters
+are here.
 
-The pointwise nodes behind the contraction become one expression over the accumulator, evaluated as the tile is stored.
+The pointwise nodes behind the contraction become one expression over the accumulator, evaluated as
+the tile is stored.
 """
 
 from __future__ import annotations
@@ -9,15 +11,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from dlc.backends.native.isa import Isa
-from dlc.backends.numba_cpu.contract import (
-    Contraction,
-    Sizes,
-    conv2d_sizes,
-    is_narrow,
-    matmul_sizes,
-)
-from dlc.backends.numba_cpu.depthwise import depthwise_kernel
-from dlc.backends.numba_cpu.tiles import Epilogue, Operand
+from dlc.backends.numba_cpu.contract import Contraction, conv2d_sizes, matmul_sizes, tile_vectors
+from dlc.backends.numba_cpu.depthwise import Depthwise, DepthwiseTile, depthwise_sizes
+from dlc.backends.numba_cpu.kernel import Kernel, Sizes
+from dlc.backends.numba_cpu.vectors import Epilogue, Operand
 from dlc.backends.numba_cpu.writer import KernelSource, Value, literal, scalar_text
 from dlc.ir.node import Node
 from dlc.ir.plan import Layout
@@ -25,30 +22,31 @@ from dlc.ir.schedule import Group
 from dlc.ir.sizes import Size, as_size
 
 Layouts = Mapping[Node, Layout]
+Operands = Mapping[str, Node]
 
 
 def contract_kernel(group: Group, layouts: Layouts, isa: Isa) -> KernelSource:
     """The kernel of a group anchored by a contraction."""
-    if group.anchor.op.name == "conv2d_depthwise":
-        return depthwise_kernel(group, layouts, isa)
-    sizes, start = _SIZES[group.anchor.op.name](group, layouts)
     epilogue, operands = epilogue_of(group)
-    for operand, node in operands.items():
-        sizes |= _operand_sizes(operand, node, group, layouts, sizes)
-    dtype, columns = group.anchor.dtype, sizes["columns"]
-    narrow = isinstance(columns, int) and is_narrow(isa, dtype, columns)
-    contraction = Contraction(isa, dtype, epilogue, narrow)
-    kernel = contraction.kernel
+    make = _KERNELS[group.anchor.op.name]
+    kernel, sizes, start = make(group, layouts, isa, epilogue, operands)
     x, w = group.anchor.inputs
-    named: dict[str, Any] = {"x": Value(x, start), "w": Value(w), "y": Value(group.outputs[0]), **sizes}
-    named |= {operand.name: Value(node) for operand, node in operands.items()}
+    named: dict[str, Any] = {
+        "x": Value(x, start),
+        "w": Value(w),
+        "y": Value(group.outputs[0]),
+        **sizes,
+    }
+    named |= {name: Value(node) for name, node in operands.items()}
     args = tuple(named[param.name] for param in kernel.params)
     externs = tuple(tile.extern for tile in kernel.tiles)
     return KernelSource(kernel.name, kernel.source, kernel.params, args, externs, kernel.tiles)
 
 
-def epilogue_of(group: Group) -> tuple[Epilogue, dict[Operand, Node]]:
-    """The expression stored in place of the accumulator, and the values in memory that it reads."""
+def epilogue_of(group: Group) -> tuple[Epilogue, Operands]:
+    """The expression stored in place of the accumulator, and the values in memory that it reads, by
+    name.
+    """
     texts: dict[Node, str] = {group.anchor: "acc"}
     operands: dict[Operand, Node] = {}
     out = group.outputs[0]
@@ -59,7 +57,7 @@ def epilogue_of(group: Group) -> tuple[Epilogue, dict[Operand, Node]]:
             if source not in texts:
                 texts[source] = _operand_text(source, out, operands)
         texts[node] = scalar_text(node, [texts[source] for source in node.inputs])
-    return Epilogue(texts[out], tuple(operands)), operands
+    return Epilogue(texts[out], tuple(operands)), {o.name: node for o, node in operands.items()}
 
 
 def _operand_text(node: Node, out: Node, operands: dict[Operand, Node]) -> str:
@@ -71,44 +69,82 @@ def _operand_text(node: Node, out: Node, operands: dict[Operand, Node]) -> str:
     return operand.name
 
 
-def _operand_sizes(operand: Operand, node: Node, group: Group, layouts: Layouts, sizes: Sizes) -> Sizes:
-    if operand.kind == "column":
-        return {f"{operand.name}_group": sizes["columns"] if group.anchor.op.name == "conv2d_direct" else 0}
-    if group.anchor.op.name == "conv2d_direct":
-        image, _, row, pixel = layouts[node].strides(node.shape)
-        units = (sizes["columns"], image, row, pixel)
-    else:
-        units = tuple(sizes[f"y_{unit}"] for unit in ("group", "image", "row", "pixel"))
-    names = (f"{operand.name}_{unit}" for unit in ("group", "image", "row", "pixel"))
-    return dict(zip(names, units, strict=True))
+def _image_strides(node: Node, layouts: Layouts) -> tuple[Size, Size, Size]:
+    """Strides of image, row and pixel."""
+    image, _, row, pixel = layouts[node].strides(node.shape)
+    return image, row, pixel
 
 
-def _conv_sizes(group: Group, layouts: Layouts) -> tuple[Sizes, Size]:
+def _fulls(
+    epilogue: Epilogue, operands: Operands, layouts: Layouts
+) -> dict[str, tuple[Size, Size, Size]]:
+    return {each.name: _image_strides(operands[each.name], layouts) for each in epilogue.fulls}
+
+
+def _corner(x: Node, layouts: Layouts, padding: Any) -> Size:
+    """Where the padding begins, in elements from the first one inside the halo."""
+    _, row, pixel = _image_strides(x, layouts)
+    return as_size(row) * -padding[0][0] + as_size(pixel) * -padding[1][0]
+
+
+def _direct(
+    group: Group, layouts: Layouts, isa: Isa, epilogue: Epilogue, operands: Operands
+) -> tuple[Kernel, Sizes, Size]:
     node, out = group.anchor, group.outputs[0]
-    x, w = node.inputs
-    attrs, shape = node.attrs, node.shape
-    strides, y = layouts[x].strides(x.shape), layouts[out].strides(out.shape)
-    kernel = w.shape[3:5] if attrs["planes"] else w.shape[2:4]
+    (x, w), attrs, shape = node.inputs, node.attrs, node.shape
+    image, channel, row, pixel = layouts[x].strides(x.shape)
+    columns = attrs["channels"] // attrs["groups"]
     sizes = conv2d_sizes(
+        epilogue,
         shape=(shape[0], shape[2], shape[3]),
-        columns=attrs["channels"] // attrs["groups"],
+        columns=columns,
         channels=w.shape[2] if attrs["planes"] else w.shape[4],
-        kernel=kernel,
-        x_strides=(strides[0], strides[2], strides[3], strides[1]),
-        y_strides=(y[0], y[2], y[3]),
+        kernel=w.shape[3:5] if attrs["planes"] else w.shape[2:4],
+        x_strides=(image, row, pixel, channel),
+        y_strides=_image_strides(out, layouts),
         stride=attrs["stride"],
         dilation=attrs["dilation"],
         groups=attrs["groups"],
+        fulls=_fulls(epilogue, operands, layouts),
     )
-    (top, _), (left, _) = attrs["padding"]
-    corner = as_size(strides[2]) * -top + as_size(strides[3]) * -left
-    return sizes, corner
+    contraction = Contraction(isa, node.dtype, epilogue, tile_vectors(isa, node.dtype, columns))
+    return contraction.kernel, sizes, _corner(x, layouts, attrs["padding"])
 
 
-def _matmul_sizes(group: Group, layouts: Layouts) -> tuple[Sizes, Size]:
-    a, _ = group.anchor.inputs
+def _depthwise(
+    group: Group, layouts: Layouts, isa: Isa, epilogue: Epilogue, operands: Operands
+) -> tuple[Kernel, Sizes, Size]:
+    node, out = group.anchor, group.outputs[0]
+    (x, w), attrs, shape = node.inputs, node.attrs, node.shape
+    sizes = depthwise_sizes(
+        epilogue,
+        shape=(shape[0], shape[2], shape[3]),
+        columns=shape[1],
+        lines=w.shape[0],
+        x_strides=_image_strides(x, layouts),
+        y_strides=_image_strides(out, layouts),
+        stride=attrs["stride"][0],
+        dilation=attrs["dilation"][0],
+        fulls=_fulls(epilogue, operands, layouts),
+    )
+    tile = DepthwiseTile(
+        isa, node.dtype, w.shape[1], attrs["stride"][1], attrs["dilation"][1], epilogue
+    )
+    return Depthwise(tile).kernel, sizes, _corner(x, layouts, attrs["padding"])
+
+
+def _matmul(
+    group: Group, layouts: Layouts, isa: Isa, epilogue: Epilogue, operands: Operands
+) -> tuple[Kernel, Sizes, Size]:
+    node = group.anchor
+    a, _ = node.inputs
+    columns = node.attrs["columns"]
     batch = a.shape[0] if a.ndim == 3 else 1
-    return matmul_sizes(a.shape[-2], group.anchor.attrs["columns"], a.shape[-1], batch), 0
+    sizes = matmul_sizes(
+        epilogue, rows=a.shape[-2], columns=columns, depth=a.shape[-1], batch=batch
+    )
+    vectors = tile_vectors(isa, node.dtype, columns)
+    return Contraction(isa, node.dtype, epilogue, vectors).kernel, sizes, 0
 
 
-_SIZES = {"conv2d_direct": _conv_sizes, "matmul_packed": _matmul_sizes}
+_KERNELS = {"conv2d_direct": _direct, "conv2d_depthwise": _depthwise, "matmul_packed": _matmul}

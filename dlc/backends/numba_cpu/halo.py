@@ -1,7 +1,8 @@
-"""Zeros around an image: the kernel that writes a buffer's halo before its producer fills the inside.
+"""Zeros around an image: the kernel that writes a buffer's halo before its producer fills the
+inside.
 
-Arena memory is reused, so the zeros are written on every run. Where rows follow each other, the right margin of one and the
-left margin of the next are one run of zeros.
+Arena memory is reused, so the zeros are written on every run. Where rows follow each other, the
+right margin of one and the left margin of the next are one run of zeros.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ _SOURCE = """def {name}(y, planes, rows, plane, head, inside, gap, tail, thread,
 
 
 def halo_kernel(node: Node, layout: Layout, name: str) -> KernelSource:
-    """The kernel that zeroes the halo of a value's buffer; the halo lies on the two slower ones of its spatial dimensions.
+    """The kernel that zeroes the halo of a value's buffer; the halo lies on the two slower ones of
+    its spatial dimensions.
 
     Its planes are what precedes the padded dimensions in memory, its unit what follows them.
     """
@@ -51,5 +53,8 @@ def halo_kernel(node: Node, layout: Layout, name: str) -> KernelSource:
         "gap": as_size(unit) * (left + right),
         "tail": as_size(unit) * right + as_size(row) * bottom,
     }
-    params = (Param("y", STORED.get(node.dtype, node.dtype) + "*"), *(Param(n, "int64") for n in _PARAMS))
+    params = (
+        Param("y", STORED.get(node.dtype, node.dtype) + "*"),
+        *(Param(n, "int64") for n in _PARAMS),
+    )
     return KernelSource(name, _SOURCE.format(name=name), params, (Start(node), *sizes.values()))

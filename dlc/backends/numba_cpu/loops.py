@@ -1,7 +1,8 @@
 """Loops over pointwise and movement groups: each output element is one expression.
 
-Dimensions that every operand walks in the same way are merged, so that work on whole tensors is one long loop, which LLVM
-turns into vectors. Threads take equal parts of the rows, or of a single loop in blocks.
+Dimensions that every operand walks in the same way are merged, so that work on whole tensors is one
+long loop, which LLVM turns into vectors. Threads take equal parts of the rows, or of a single loop
+in blocks.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dlc.backends.numba_cpu.writer import KernelSource, Loop, Writer
 from dlc.ir.node import Node
 from dlc.ir.plan import Layout
 from dlc.ir.schedule import Group
-from dlc.ir.sizes import Dim, Poly, Size, as_size, bounds, dims, product
+from dlc.ir.sizes import Dim, Poly, Size, as_size, bounds, dims, product, substitute
 
 #: A single loop is shared between threads in blocks of this many elements.
 BLOCK = 64
@@ -39,7 +40,9 @@ def pointwise_kernel(group: Group, layouts: Mapping[Node, Layout], name: str) ->
 def loop_nest(shape: Sequence[Size], order: Sequence[int]) -> list[Loop]:
     """Loops over the dimensions of more than one element, slowest first in memory."""
     return [
-        Loop(Dim(f"i{d}", 0, max(bounds(shape[d])[1] - 1, 0)), shape[d]) for d in order if shape[d] != 1
+        Loop(Dim(f"i{d}", 0, max(bounds(shape[d])[1] - 1, 0)), shape[d])
+        for d in order
+        if shape[d] != 1
     ]
 
 
@@ -57,7 +60,9 @@ def collapse(
     body: Callable[[Writer, Sequence[Size]], None],
     apart: Sequence[Dim] = (),
 ) -> list[Loop]:
-    """Merge neighbouring loops that all addresses walk as one; loops in ``apart`` merge only with their like."""
+    """Merge neighbouring loops that all addresses walk as one; loops in ``apart`` merge only with
+    their like.
+    """
     probe = Writer(group, layouts, loops={loop.var for loop in loops})
     body(probe, index_of(loops, ndim))
     if not probe.affine:
@@ -65,22 +70,25 @@ def collapse(
     merged = loops[-1:]
     for outer in reversed(loops[:-1]):
         innermost = merged[0]
-        walks = all(
+        walks = (outer.var in apart) == (innermost.var in apart) and all(
             coefficient(a, outer.var) == as_size(coefficient(a, innermost.var)) * innermost.extent
             for a in probe.addresses
         )
-        if walks and (outer.var in apart) == (innermost.var in apart):
+        if walks:
             extent = as_size(outer.extent) * innermost.extent
             merged[0] = Loop(Dim(innermost.var.name, 0, max(bounds(extent)[1] - 1, 0)), extent)
         else:
             merged.insert(0, outer)
-        probe.addresses = [_renamed(a, innermost.var, merged[0].var) for a in probe.addresses] if walks else probe.addresses
-    return merged
+        if walks:
+            probe.addresses = [_renamed(a, innermost.var, merged[0].var) for a in probe.addresses]
+    again = Writer(group, layouts, loops={loop.var for loop in merged})
+    body(again, index_of(merged, ndim))
+    return (
+        merged if again.affine else loops
+    )  # a guard that always held may not hold for the longer loop
 
 
 def _renamed(address: Size, old: Dim, new: Dim) -> Size:
-    from dlc.ir.sizes import substitute
-
     return substitute(address, {old: as_size(new)})
 
 
@@ -99,7 +107,8 @@ def coefficient(address: Size, var: Dim) -> Size | None:
 
 @contextmanager
 def rows(writer: Writer, outer: Sequence[Loop], single: Loop | None = None) -> Iterator[None]:
-    """This thread's part of the rounds of ``outer`` (or of ``single``), with the loop variables set.
+    """This thread's part of the rounds of ``outer`` (or of ``single``), with the loop variables
+    set.
 
     For a single loop the variables ``begin`` and ``end`` bound the thread's part.
     """
@@ -116,7 +125,9 @@ def rows(writer: Writer, outer: Sequence[Loop], single: Loop | None = None) -> I
             yield
         return
     total = writer.size(product(loop.extent for loop in outer))
-    head = f"for row in range(div({total} * thread, threads), div({total} * (thread + 1), threads)):"
+    head = (
+        f"for row in range(div({total} * thread, threads), div({total} * (thread + 1), threads)):"
+    )
     with writer.block(head):
         rest = "row"
         for number, loop in enumerate(reversed(outer)):

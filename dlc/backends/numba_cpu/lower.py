@@ -1,7 +1,8 @@
-"""A schedule becomes a plan and native objects: one kernel for each group, compiled once for each distinct source.
+"""A schedule becomes a plan and native objects: one kernel for each group, compiled once for each
+distinct source.
 
-A kernel is named by what it computes and a digest of its source, so that layers which differ in sizes only share it, and
-the cache finds it again in another model.
+A kernel is named by what it computes and a digest of its source, so that layers which differ in
+sizes only share it, and the cache finds it again in another model.
 """
 
 from __future__ import annotations
@@ -18,11 +19,10 @@ from dlc.backends.native.objects import build
 from dlc.backends.numba_cpu.contraction import contract_kernel
 from dlc.backends.numba_cpu.halo import halo_kernel
 from dlc.backends.numba_cpu.loops import pointwise_kernel
-from dlc.backends.numba_cpu.opaque import opaque_kernel
+from dlc.backends.numba_cpu.opaque import OPAQUE, opaque_kernel
 from dlc.backends.numba_cpu.reduce import reduce_kernel
 from dlc.backends.numba_cpu.window import window_kernel
 from dlc.backends.numba_cpu.writer import HEADER, SCRATCH, KernelSource, Start, Value
-from dlc.ir.node import Node
 from dlc.ir.op import Kind
 from dlc.ir.plan import Address, Arg, Buffer, Layout, Plan, Scratch, Step
 from dlc.ir.schedule import Group, Schedule
@@ -66,7 +66,9 @@ class Lowering:
         )
         plan = replace(plan, buffers=tuple(self.buffers))
         self._build()
-        return Compiled(plan, self.objects, {k: v.source for k, v in self.kernels.items()}, self.constants)
+        return Compiled(
+            plan, self.objects, {k: v.source for k, v in self.kernels.items()}, self.constants
+        )
 
     def _steps(self, schedule: Schedule) -> list[Step]:
         steps = []
@@ -78,7 +80,9 @@ class Lowering:
                 continue
             for node in group.outputs:
                 if any(a or b for a, b in schedule.layouts[node].halo):
-                    kernel = self._named("halo", halo_kernel(node, schedule.layouts[node], "kernel"))
+                    kernel = self._named(
+                        "halo", halo_kernel(node, schedule.layouts[node], "kernel")
+                    )
                     steps.append(self._step(kernel, schedule, "halo", barrier=False))
             kernel = self._named(group.label, kernel_of(group, schedule, self.isa))
             steps.append(self._step(kernel, schedule, group.label, group=group))
@@ -95,16 +99,27 @@ class Lowering:
         return kernel
 
     def _step(
-        self, kernel: KernelSource, schedule: Schedule, label: str, barrier: bool = True, group: Group | None = None
+        self,
+        kernel: KernelSource,
+        schedule: Schedule,
+        label: str,
+        barrier: bool = True,
+        group: Group | None = None,
     ) -> Step:
         args = tuple(self._arg(arg, schedule) for arg in kernel.args)
         if kernel.scratch != 0:
             self.scratch = _larger(self.scratch, kernel.scratch)
         if group is None:
             return Step(kernel.name, args, barrier, label)
-        touched = [schedule.buffers[n].nbytes for n in (*group.inputs, *group.outputs) if n in schedule.buffers]
+        touched = [
+            schedule.buffers[n].nbytes
+            for n in (*group.inputs, *group.outputs)
+            if n in schedule.buffers
+        ]
         nbytes = sum((as_size(n) for n in touched), start=as_size(0))
-        origins = sorted({origin.module for node in group.inside for origin in node.origins if origin.module})
+        origins = sorted(
+            {origin.module for node in group.inside for origin in node.origins if origin.module}
+        )
         where = f" ({', '.join(origins[:2])})" if origins else ""
         return Step(kernel.name, args, barrier, label + where, group.flops, nbytes)
 
@@ -139,7 +154,8 @@ class Lowering:
         for tile in kernel.objects:
             if tile.name not in self.objects:
                 self.objects[tile.name] = self.cached(
-                    ("tile", self.isa.name, tile.name), lambda t=tile: build(t.text(), [t.name], self.isa)
+                    ("tile", self.isa.name, tile.name),
+                    lambda t=tile: build(t.text(), [t.name], self.isa, speed=0),
                 )
 
 
@@ -152,7 +168,7 @@ def kernel_of(group: Group, schedule: Schedule, isa: Isa) -> KernelSource:
         return reduce_kernel(group, schedule.layouts, "kernel")
     if kind is Kind.WINDOW:
         return window_kernel(group, schedule.layouts, "kernel")
-    if kind is Kind.OPAQUE:
+    if kind is Kind.OPAQUE and group.anchor.op.name in OPAQUE:
         return opaque_kernel(group, schedule.layouts, "kernel")
     return pointwise_kernel(group, schedule.layouts, "kernel")
 

@@ -1,8 +1,9 @@
 """Reductions, several in one kernel where they share their axes, and sliding windows.
 
-Sums are trees that the shape alone decides. Along the fastest dimension 16 lanes run over blocks of 1024 elements, and the
-blocks are combined pairwise, as a binary counter carries; across it, up to 64 neighbours are summed side by side, in runs of
-256 that are added up. So the bits depend neither on the number of threads nor on the width of the machine's vectors.
+Sums are trees that the shape alone decides. Along the fastest dimension 16 lanes run over blocks of
+1024 elements, and the blocks are combined pairwise, as a binary counter carries; across it, up to
+64 neighbours are summed side by side, in runs of 256 that are added up. So the bits depend neither
+on the number of threads nor on the width of the machine's vectors.
 """
 
 from __future__ import annotations
@@ -11,7 +12,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from dlc.backends.numba_cpu.loops import index_of, loop_nest, rows
-from dlc.backends.numba_cpu.writer import KernelSource, Loop, Writer, cast, float_literals, literal
+from dlc.backends.numba_cpu.writer import (
+    KernelSource,
+    Loop,
+    Writer,
+    cast,
+    float_literals,
+    integer_form,
+    literal,
+)
 from dlc.ir.node import Node
 from dlc.ir.op import Kind, Reduction
 from dlc.ir.plan import Layout
@@ -28,7 +37,9 @@ def reduce_kernel(group: Group, layouts: Mapping[Node, Layout], name: str) -> Ke
 
 
 class _ReduceWriter:
-    """One kernel: rows of kept elements; for each the reductions in turn, then what is computed from them."""
+    """One kernel: rows of kept elements; for each the reductions in turn, then what is computed
+    from them.
+    """
 
     def __init__(self, group: Group, layouts: Mapping[Node, Layout]):
         self.group, self.layouts = group, layouts
@@ -72,7 +83,9 @@ class _ReduceWriter:
         return writer.finish(name)
 
     def _locals(self, i: int, node: Node) -> None:
-        kind = {"float32": "f32", "float64": "f64", "int64": "i64", "int32": "i32"}.get(self._held(node), "u8")
+        kind = {"float32": "f32", "float64": "f64", "int64": "i64", "int32": "i32"}.get(
+            self._held(node), "u8"
+        )
         if self.across:
             self.writer.line(f"part{i} = local({WIDTH}, {kind})")
             self.writer.line(f"total{i} = local({WIDTH}, {kind})")
@@ -105,45 +118,50 @@ class _ReduceWriter:
             extent = writer.size(self.reduced[-1].extent) if self.reduced else "1"
             with writer.block(f"for begin in range(0, {extent}, {BLOCK}):"):
                 self._block(i, node, extent, start)
-                self._push(i, rule)
+                self._push(i, node)
         writer.line(f"r{i} = {start}")
         writer.line("level = 0")
         with writer.block(f"while count{i} > 0:"):
             with writer.block(f"if mod(count{i}, 2) == 1:"):
-                writer.line(f"r{i} = {combine(rule, f'stack{i}[level]', f'r{i}')}")
+                writer.line(f"r{i} = {combine(node, f'stack{i}[level]', f'r{i}')}")
             writer.line("level += 1")
             writer.line(f"count{i} = div(count{i}, 2)")
         self._finish(i, node, f"r{i}")
 
     def _block(self, i: int, node: Node, extent: str, start: str) -> None:
         """One block into lanes, and the lanes into ``s``."""
-        writer, rule, lanes = self.writer, _rule(node), f"lanes{i}"
+        writer, lanes = self.writer, f"lanes{i}"
         var = self.reduced[-1].var.name if self.reduced else "unused"
         writer.line(f"stop = begin + {BLOCK}")
         writer.line(f"stop = stop if stop < {extent} else {extent}")
         writer.line(f"full = begin + div(stop - begin, {LANES}) * {LANES}")
         with writer.block(f"for lane in range({LANES}):"):
             writer.line(f"{lanes}[lane] = {start}")
-        with writer.block(f"for k in range(begin, full, {LANES}):"), writer.block(f"for lane in range({LANES}):"):
+        with (
+            writer.block(f"for k in range(begin, full, {LANES}):"),
+            writer.block(f"for lane in range({LANES}):"),
+        ):
             writer.line(f"{var} = k + lane")
-            writer.line(f"{lanes}[lane] = {combine(rule, f'{lanes}[lane]', self._element(node))}")
+            writer.line(f"{lanes}[lane] = {combine(node, f'{lanes}[lane]', self._element(node))}")
         with writer.block("for lane in range(stop - full):"):
             writer.line(f"{var} = full + lane")
-            writer.line(f"{lanes}[lane] = {combine(rule, f'{lanes}[lane]', self._element(node))}")
+            writer.line(f"{lanes}[lane] = {combine(node, f'{lanes}[lane]', self._element(node))}")
         half = LANES // 2
         while half:
             with writer.block(f"for lane in range({half}):"):
-                writer.line(f"{lanes}[lane] = {combine(rule, f'{lanes}[lane]', f'{lanes}[lane + {half}]')}")
+                writer.line(
+                    f"{lanes}[lane] = {combine(node, f'{lanes}[lane]', f'{lanes}[lane + {half}]')}"
+                )
             half //= 2
 
-    def _push(self, i: int, rule: Reduction) -> None:
+    def _push(self, i: int, node: Node) -> None:
         """Carry the block's result into the stack of partial results, as a binary counter does."""
         writer = self.writer
         writer.line(f"s = lanes{i}[0]")
         writer.line("level = 0")
         writer.line(f"carry = count{i}")
         with writer.block("while mod(carry, 2) == 1:"):
-            writer.line(f"s = {combine(rule, f'stack{i}[level]', 's')}")
+            writer.line(f"s = {combine(node, f'stack{i}[level]', 's')}")
             writer.line("level += 1")
             writer.line("carry = div(carry, 2)")
         writer.line(f"stack{i}[level] = s")
@@ -163,11 +181,17 @@ class _ReduceWriter:
                 writer.line(f"stop = stop if stop < {extent} else {extent}")
                 with self._lanes(across):
                     writer.line(f"part{i}[lane] = {start}")
-                with writer.block(f"for {run.var.name if run else 'unused'} in range(begin, stop):"):
-                    with self._lanes(across):
-                        writer.line(f"part{i}[lane] = {combine(rule, f'part{i}[lane]', self._element(node))}")
+                with (
+                    writer.block(f"for {run.var.name if run else 'unused'} in range(begin, stop):"),
+                    self._lanes(across),
+                ):
+                    writer.line(
+                        f"part{i}[lane] = {combine(node, f'part{i}[lane]', self._element(node))}"
+                    )
                 with self._lanes(across):
-                    writer.line(f"total{i}[lane] = {combine(rule, f'total{i}[lane]', f'part{i}[lane]')}")
+                    writer.line(
+                        f"total{i}[lane] = {combine(node, f'total{i}[lane]', f'part{i}[lane]')}"
+                    )
         with self._lanes(across):
             self._finish(i, node, f"total{i}[lane]")
             writer.line(f"total{i}[lane] = {writer.own[node]}")
@@ -193,7 +217,7 @@ class _ReduceWriter:
         with self._nest(self.reduced):
             value = writer.fresh()
             writer.line(f"{value} = {self._element(node)}")
-            wins = rule.combine.format(a="best", b=value)
+            wins = combine(node, "best", value)
             with writer.block(f"if found == 0 or ({wins}):"):
                 writer.line(f"best = {value}")
                 writer.line(f"r{i} = i64({self._linear()})")
@@ -233,9 +257,13 @@ class _ReduceWriter:
         if not loops:
             yield
             return
-        with self.writer.block(f"for {loops[0].var.name} in range({self.writer.size(loops[0].extent)}):"):
-            with self._nest(loops[1:]):
-                yield
+        with (
+            self.writer.block(
+                f"for {loops[0].var.name} in range({self.writer.size(loops[0].extent)}):"
+            ),
+            self._nest(loops[1:]),
+        ):
+            yield
 
     @contextmanager
     def _lanes(self, across: Loop | None) -> Iterator[None]:
@@ -262,9 +290,11 @@ def _rule(node: Node) -> Reduction:
     return node.op.reduction
 
 
-def combine(rule: Reduction, a: str, b: str) -> str:
-    """Source that joins two partial results."""
-    return float_literals(rule.combine.format(a=a, b=f"({b})")) if "[" not in a + b else rule.combine.format(a=a, b=b)
+def combine(node: Node, a: str, b: str) -> str:
+    """Source that joins two partial results of a reduction or a window."""
+    text = _rule(node).combine.format(a="_a_", b="_b_")
+    text = float_literals(text) if node.inputs[0].dtype.startswith("float") else integer_form(text)
+    return text.replace("_a_", a).replace("_b_", f"({b})")
 
 
 def neutral(rule: Reduction, dtype: str) -> str:
@@ -274,6 +304,6 @@ def neutral(rule: Reduction, dtype: str) -> str:
     if dtype.startswith("float"):
         return literal(rule.init, dtype)
     if dtype == "bool":
-        return str(int(bool(rule.init)))
+        return str(int(rule.init > 0))
     info = np.iinfo(dtype)
     return literal(min(max(rule.init, info.min), info.max), dtype)

@@ -6,7 +6,7 @@ registers over the whole sum, which no compiler arranges for a loop nest by itse
 A tile computes, for its rows i and its columns j (`w` is packed in panels of 32 columns),
 
     acc[i, j] = sum over a < outer, b < inner, c < depth of
-                x[x_rows[i] + a * outer_step + b * inner_step + c] * w[((a * inner + b) * depth + c) * 32 + j]
+                x[x_rows[i] + a outer_step + b inner_step + c] * w[((a inner + b) depth + c) 32 + j]
     y[y_rows[i] + j] = expression(acc[i, j], operands)
 
 Rows are given by tables of offsets, so that they may be anything: rows of a matrix, neighbouring
@@ -20,7 +20,7 @@ Chains make the error grow with CHAIN rather than with the length of the sum.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,7 @@ from dlc.backends.native.frontend import Extern, Param
 from dlc.backends.native.isa import Isa
 from dlc.backends.native.python_twin import python_namespace
 from dlc.backends.numba_cpu.vectors import (
+    PLAIN,
     POINTER,
     WORD,
     Epilogue,
@@ -54,8 +55,8 @@ class Tile:
 
     In C: `void name(rows, columns, x, x_rows, w, y, y_rows, operands..., outer, outer_step, inner,
     inner_step, depth, chunk)`. `columns` may be fewer than the tile's: nothing beyond them is read
-    of the operands, or written. A full operand is followed by its table of rows. `chunk` is how
-    many products of a run along depth are chained, see `chunk`. No rows is allowed, and no products.
+    of the operands, or written. A full operand is followed by its table of rows. A run along depth
+    is chained in pieces of `chunk`, at most `CHAIN`. No rows are allowed, and no products.
 
     Attributes
     ----------
@@ -70,7 +71,7 @@ class Tile:
     isa: Isa
     dtype: str
     vectors: int = 2
-    epilogue: Epilogue = Epilogue()
+    epilogue: Epilogue = PLAIN
 
     @property
     def rows(self) -> int:
@@ -171,102 +172,96 @@ class _Body(VectorFunction):
 
     def emit(self) -> None:
         """The whole function: the sum, then the store."""
+        b, vectors = self.builder, self.tile.vectors
         acc = self.contract()
         whole, part = self.blocks("whole", "part")
-        full = self.builder.icmp_signed(">=", self.arg["columns"], word(self.tile.columns))
-        self.builder.cbranch(full, whole, part)
-        self.builder.position_at_end(whole)
-        if self.tile.epilogue.short:
+        b.cbranch(b.icmp_signed(">=", self.arg["columns"], word(self.tile.columns)), whole, part)
+        b.position_at_end(whole)
+        if self.epilogue.short:
             self.store_straight(acc)
         else:
-            self.store_loop(acc, masks=None)
-        self.builder.position_at_end(part)
-        self.store_loop(acc, masks=self.masks())
+            self.store_loop(acc, [None] * vectors)
+        b.position_at_end(part)
+        self.store_loop(acc, self.masks(self.arg["columns"], vectors))
 
     # The sum.
 
     def contract(self) -> list[ir.Value]:
-        """acc[i, j], row by row; it ends in a block of its own.
-
-        `start -> run -> step (the loop over one chunk) -> next -> run ... -> last -> finish`; on the
-        way back `fold` adds the chains so far to `self.sums` and begins new ones.
-        """
+        """acc[i, j], row by row."""
         b, arg = self.builder, self.arg
-        clear, start, run, fold, last, add, finish = self.blocks(
-            "clear", "start", "run", "fold", "last", "add", "finish"
-        )
-        rows = [self.at(arg["x"], self.offset("x", i)) for i in range(self.rows)]
+        rows = [self.row("x", i) for i in range(self.rows)]
         products = b.mul(b.mul(arg["outer"], arg["inner"]), arg["depth"])
-        folded = b.icmp_signed(">", products, word(CHAIN))
-        b.cbranch(folded, clear, start)
+        chained = b.icmp_signed(">", products, word(CHAIN))  # more than one chain
+        clear, start, run, last, add, finish = self.blocks(
+            "clear", "start", "run", "last", "add", "finish"
+        )
+        b.cbranch(chained, clear, start)
         b.position_at_end(clear)
         for i in range(self.count):
             self.store(self.zero, self.sum(i))
         b.branch(start)
         b.position_at_end(start)
         b.cbranch(b.icmp_signed(">", products, word(0)), run, finish)
-
         b.position_at_end(run)
-        place = _Place(self)
-        w, chain = self.phi(POINTER), self.phi(WORD)
-        acc = [self.phi(self.vector) for _ in range(self.count)]
-        self.feed([w, chain, *acc], [arg["w"], word(0), *[self.zero] * self.count], start)
-        count = place.enter(start)
-        w_next, sums = self.chunk_loop([self.at(row, place.x) for row in rows], w, acc, count, run)
-
-        step = b.block
-        advance, more = place.advance(count)
-        chain_next = b.add(chain, count)
-        b.cbranch(more, advance, last)
-        b.position_at_end(advance)
-        too_long = b.icmp_signed(">", b.add(chain_next, place.next_count()), word(CHAIN))
-        b.cbranch(too_long, fold, run)
-        self.feed([w, chain, *acc], [w_next, chain_next, *sums], advance)
-        place.again(advance)
-        b.position_at_end(fold)
-        for i, value in enumerate(sums):
-            self.store(b.fadd(self.load(self.sum(i)), value), self.sum(i))
-        b.branch(run)
-        self.feed([w, chain, *acc], [w_next, word(0), *[self.zero] * self.count], fold)
-        place.again(fold)
-
+        chain = self.runs(rows, start, last)
         b.position_at_end(last)
-        b.cbranch(folded, add, finish)
+        b.cbranch(chained, add, finish)
         b.position_at_end(add)
-        added = [b.fadd(self.load(self.sum(i)), value) for i, value in enumerate(sums)]
+        total = [b.fadd(self.load(self.sum(i)), value) for i, value in enumerate(chain)]
         b.branch(finish)
         b.position_at_end(finish)
         result = [self.phi(self.vector) for _ in range(self.count)]
         self.feed(result, [self.zero] * self.count, start)
-        self.feed(result, sums, last)
-        self.feed(result, added, add)
+        self.feed(result, chain, last)
+        self.feed(result, total, add)
         return result
 
-    def chunk_loop(
-        self,
-        rows: Sequence[ir.Value],
-        w: ir.Value,
-        acc: Sequence[ir.Value],
-        count: ir.Value,
-        before: ir.Block,
+    def runs(self, rows: Sequence[ir.Value], start: ir.Block, end: ir.Block) -> list[ir.Value]:
+        """A loop over the chunks, from `start` to `end`: the last chain.
+
+        Before a chunk that would make the chain too long, it is added to `self.sums`.
+        """
+        b, run = self.builder, self.builder.block
+        zeros = [self.zero] * self.count
+        place = _Place(self)
+        acc = [self.phi(self.vector) for _ in range(self.count)]
+        self.feed(acc, zeros, start)
+        count = place.enter(start)
+        w, chain = self.chunk([self.at(row, place.x) for row in rows], place.w, acc, count)
+        more = place.advance(count, w)
+        onward, fold = self.blocks("onward", "fold")
+        b.cbranch(more, onward, end)
+        b.position_at_end(onward)
+        b.cbranch(place.full(), fold, run)
+        self.feed(acc, chain, onward)
+        place.go_on(onward)
+        b.position_at_end(fold)
+        for i, value in enumerate(chain):
+            self.store(b.fadd(self.load(self.sum(i)), value), self.sum(i))
+        b.branch(run)
+        self.feed(acc, zeros, fold)
+        place.go_on(fold, chained=word(0))
+        return chain
+
+    def chunk(
+        self, rows: Sequence[ir.Value], w: ir.Value, acc: Sequence[ir.Value], count: ir.Value
     ) -> tuple[ir.Value, list[ir.Value]]:
-        """The innermost loop, `count` products from `rows` and `w` on: the new `w` and sums."""
-        b, vectors = self.builder, self.tile.vectors
-        (step,), after = self.blocks("step"), None
+        """The innermost loop, `count` products from `rows` and `w` on: the next w, and the sums."""
+        b, before = self.builder, self.builder.block
+        step, after = self.blocks("step", "after")
         b.branch(step)
         b.position_at_end(step)
         k, at = self.phi(WORD), self.phi(POINTER)
-        chains = [self.phi(self.vector) for _ in range(self.count)]
-        self.feed([k, at, *chains], [word(0), w, *acc], before)
-        columns = [self.load(self.at(at, j * self.lanes)) for j in range(vectors)]
+        chain = [self.phi(self.vector) for _ in range(self.count)]
+        columns = [self.load(self.at(at, j * self.lanes)) for j in range(self.tile.vectors)]
         sums = []
-        for i, row in enumerate(rows):
+        for row in rows:
             element = self.emitter.splat(b.load(self.at(row, k), typ=self.element))
-            for j, column in enumerate(columns):
-                sums.append(self.emitter.fma(element, column, chains[i * vectors + j]))
+            for column in columns:
+                sums.append(self.emitter.fma(element, column, chain[len(sums)]))
         k_next, at_next = b.add(k, word(1)), self.at(at, PANEL)
-        self.feed([k, at, *chains], [k_next, at_next, *sums], step)
-        (after,) = self.blocks("next")
+        self.feed([k, at, *chain], [word(0), w, *acc], before)
+        self.feed([k, at, *chain], [k_next, at_next, *sums], step)
         self.rolled(b.cbranch(b.icmp_signed("<", k_next, count), step, after))
         b.position_at_end(after)
         return at_next, sums
@@ -275,49 +270,53 @@ class _Body(VectorFunction):
 
     def store_straight(self, acc: Sequence[ir.Value]) -> None:
         """All columns, the expression written out for each accumulator."""
-        epilogue = self.tile.epilogue
-        values = {each.name: self.pieces(self.arg[each.name]) for each in epilogue.columns}
+        vectors = self.tile.vectors
+        every = [None] * vectors
+        columns = {
+            each.name: self.pieces(self.arg[each.name], every) for each in self.epilogue.columns
+        }
         for i in range(self.rows):
-            for each in epilogue.fulls:
-                values[each.name] = self.pieces(self.at(self.arg[each.name], self.offset(each.name, i)))
-            y = self.at(self.arg["y"], self.offset("y", i))
-            for j in range(self.tile.vectors):
-                operands = {name: pieces[j] for name, pieces in values.items()}
-                operands["acc"] = acc[i * self.tile.vectors + j]
-                self.store(self.expression(operands), self.at(y, j * self.lanes))
+            self.store_row(i, acc[i * vectors : (i + 1) * vectors], columns, every)
         self.builder.ret_void()
 
-    def store_loop(self, acc: Sequence[ir.Value], masks: Sequence[ir.Value] | None) -> None:
-        """A loop over the rows; with `masks`, only the columns that there are."""
-        b, epilogue, vectors = self.builder, self.tile.epilogue, self.tile.vectors
+    def store_loop(self, acc: Sequence[ir.Value], masks: Sequence[ir.Value | None]) -> None:
+        """A loop over the rows, the expression written out once; only the columns of `masks`."""
+        b, vectors = self.builder, self.tile.vectors
         for i, value in enumerate(acc):
             self.store(value, self.sum(i))
-        columns = {each.name: self.pieces(self.arg[each.name], masks) for each in epilogue.columns}
+        columns = {
+            each.name: self.pieces(self.arg[each.name], masks) for each in self.epilogue.columns
+        }
         before = b.block
         loop, done = self.blocks("row", "done")
         b.branch(loop)
         b.position_at_end(loop)
         i = self.phi(WORD)
-        values = dict(columns)
-        for each in epilogue.fulls:
-            row = self.at(self.arg[each.name], self.offset(each.name, i))
-            values[each.name] = self.pieces(row, masks)
-        y = self.at(self.arg["y"], self.offset("y", i))
         first = b.mul(i, word(vectors))
-        for j in range(vectors):
-            operands = {name: pieces[j] for name, pieces in values.items()}
-            operands["acc"] = self.load(self.sum(b.add(first, word(j))))
-            result, place = self.expression(operands), self.at(y, j * self.lanes)
-            if masks is None:
-                self.store(result, place)
-            else:
-                self.masked("store", ir.VoidType(), [result, place, masks[j]])
+        sums = [self.load(self.sum(b.add(first, word(j)))) for j in range(vectors)]
+        self.store_row(i, sums, columns, masks)
         i_next = b.add(i, word(1))
         self.feed([i], [word(0)], before)
         self.feed([i], [i_next], b.block)
         self.rolled(b.cbranch(b.icmp_signed("<", i_next, word(self.rows)), loop, done))
         b.position_at_end(done)
         b.ret_void()
+
+    def store_row(
+        self,
+        i: ir.Value | int,
+        acc: Sequence[ir.Value],
+        columns: Mapping[str, Sequence[ir.Value]],
+        masks: Sequence[ir.Value | None],
+    ) -> None:
+        """Row i of y, from its sums."""
+        pieces = {"acc": acc, **columns}
+        for each in self.epilogue.fulls:
+            pieces[each.name] = self.pieces(self.row(each.name, i), masks)
+        y = self.row("y", i)
+        for j, mask in enumerate(masks):
+            result = self.expression({name: values[j] for name, values in pieces.items()})
+            self.store(result, self.at(y, j * self.lanes), mask)
 
     # Memory.
 
@@ -342,47 +341,51 @@ class _Body(VectorFunction):
 
 
 class _Place:
-    """Where in the sum the tile is: a, b, what is left of depth, and the offsets that go with them.
+    """Where in the sum a tile is: a, b, what is left of depth, the offsets in x, w, and the chain.
 
-    It advances without branches, as the run over one chunk hides its instructions.
+    It advances without branches, in the shadow of the chunk's multiply-adds.
     """
 
     def __init__(self, body: _Body) -> None:
         self.body, self.builder, self.arg = body, body.builder, body.arg
-        self.now = [body.phi(WORD) for _ in range(6)]
-        self.a, self.b, self.left, self.x_a, self.x_b, self.x = self.now
+        self.now = [body.phi(WORD) for _ in range(7)] + [body.phi(POINTER)]
+        self.a, self.b, self.left, self.x_a, self.x_b, self.x, self.chained, self.w = self.now
 
     def enter(self, block: ir.Block) -> ir.Value:
-        """At the beginning, from `block`: the length of the first chunk."""
+        """At the beginning, from `block`: the length of this chunk."""
         zero = word(0)
-        self.body.feed(self.now, [zero, zero, self.arg["depth"], zero, zero, zero], block)
-        return self._shorter(self.left)
+        begin = [zero, zero, self.arg["depth"], zero, zero, zero, zero, self.arg["w"]]
+        self.body.feed(self.now, begin, block)
+        return self._chunk(self.left)
 
-    def advance(self, count: ir.Value) -> tuple[ir.Block, ir.Value]:
-        """Behind `count` products: a block to go on in, and whether there is more."""
+    def advance(self, count: ir.Value, w: ir.Value) -> ir.Value:
+        """Behind a chunk of `count` products: whether there is another one."""
         b, arg = self.builder, self.arg
         left = b.sub(self.left, count)
         run_done = b.icmp_signed("==", left, word(0))
         b_next = b.add(self.b, b.zext(run_done, WORD))
-        row_done = b.icmp_signed("==", b_next, arg["inner"])
-        a_next = b.add(self.a, b.zext(row_done, WORD))
-        x_a = b.select(row_done, b.add(self.x_a, arg["outer_step"]), self.x_a)
+        line_done = b.icmp_signed("==", b_next, arg["inner"])
+        a_next = b.add(self.a, b.zext(line_done, WORD))
+        x_a = b.select(line_done, b.add(self.x_a, arg["outer_step"]), self.x_a)
         x_b = b.select(run_done, b.add(self.x_b, arg["inner_step"]), self.x_b)
-        x_b = b.select(row_done, x_a, x_b)
+        x_b = b.select(line_done, x_a, x_b)
         x = b.select(run_done, x_b, b.add(self.x, count))
+        b_next = b.select(line_done, word(0), b_next)
         left = b.select(run_done, arg["depth"], left)
-        self.next = [a_next, b.select(row_done, word(0), b_next), left, x_a, x_b, x]
-        (block,) = self.body.blocks("advance")
-        return block, b.icmp_signed("<", a_next, arg["outer"])
+        self.next = [a_next, b_next, left, x_a, x_b, x, b.add(self.chained, count), w]
+        return b.icmp_signed("<", a_next, arg["outer"])
 
-    def next_count(self) -> ir.Value:
-        """The length of the next chunk."""
-        return self._shorter(self.next[2])
+    def full(self) -> ir.Value:
+        """Whether the next chunk would make the chain too long."""
+        left, chained = self.next[2], self.next[6]
+        length = self.builder.add(chained, self._chunk(left))
+        return self.builder.icmp_signed(">", length, word(CHAIN))
 
-    def again(self, block: ir.Block) -> None:
-        """Go on with the next chunk, from `block`."""
-        self.body.feed(self.now, self.next, block)
+    def go_on(self, block: ir.Block, chained: ir.Value | None = None) -> None:
+        """To the next chunk, from `block`, the chain being `chained` long by now."""
+        *place, length, w = self.next
+        self.body.feed(self.now, [*place, length if chained is None else chained, w], block)
 
-    def _shorter(self, left: ir.Value) -> ir.Value:
+    def _chunk(self, left: ir.Value) -> ir.Value:
         chunk = self.arg["chunk"]
         return self.builder.select(self.builder.icmp_signed("<", left, chunk), left, chunk)

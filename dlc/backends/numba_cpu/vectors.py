@@ -1,4 +1,4 @@
-"""What functions written in LLVM share: vectors in memory, masks, loops, and the operands of an epilogue.
+"""What functions written in LLVM share: vectors in memory, masks, loops, and the epilogue.
 
 Tiles are built from these few pieces, so that each of them shows its loops and little else.
 """
@@ -88,6 +88,10 @@ class Epilogue:
         return hashlib.sha256(repr((self, more)).encode()).hexdigest()[:12]
 
 
+#: The sum as it is.
+PLAIN = Epilogue()
+
+
 def word(value: int) -> ir.Constant:
     """An int64 constant."""
     return ir.Constant(WORD, value)
@@ -111,7 +115,12 @@ class VectorFunction:
     """Emits one function over vectors of `dtype`; its arguments are in `arg` by name."""
 
     def __init__(
-        self, function: ir.Function, params: Sequence[Param], isa: Isa, dtype: str, epilogue: Epilogue
+        self,
+        function: ir.Function,
+        params: Sequence[Param],
+        isa: Isa,
+        dtype: str,
+        epilogue: Epilogue,
     ) -> None:
         self.function, self.epilogue = function, epilogue
         self.arg = {param.name: value for param, value in zip(params, function.args, strict=True)}

@@ -1,6 +1,7 @@
 """Sliding windows: pooling over images, neighbours in memory side by side.
 
-A window at the border covers only what is inside the image, so no padding is stored and none is read.
+A window at the border covers only what is inside the image, so no padding is stored and none is
+read.
 """
 
 from __future__ import annotations
@@ -51,10 +52,9 @@ class _WindowWriter:
             writer.line(f"width = width if width < {WIDTH} else {WIDTH}")
             with self._lanes():
                 writer.line(f"total[lane] = {neutral(rule, self.node.dtype)}")
-            with self._taps() as position:
-                with self._lanes():
-                    value = writer.value(self.x, (*self.index[:2], *position))
-                    writer.line(f"total[lane] = {combine(rule, 'total[lane]', value)}")
+            with self._taps() as position, self._lanes():
+                value = writer.value(self.x, (*self.index[:2], *position))
+                writer.line(f"total[lane] = {combine(self.node, 'total[lane]', value)}")
             count = self._count() if "{n}" in rule.finish else ""
             with self._lanes():
                 done = writer.fresh()

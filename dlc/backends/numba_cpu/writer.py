@@ -1,7 +1,8 @@
 """Writes kernel source: parameters, addresses and scalar expressions.
 
-The source is plain Python over typed pointers, so that a person can read it and tests can run it. Sizes and strides are
-parameters, so that one kernel serves every layer that computes the same thing on other sizes.
+The source is plain Python over typed pointers, so that a person can read it and tests can run it.
+Sizes and strides are parameters, so that one kernel serves every layer that computes the same thing
+on other sizes.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ STORED = {"bool": "uint8"}
 
 @dataclass(frozen=True)
 class Value:
-    """A kernel argument: the address of a value in memory, ``elements`` away from its first one inside the halo."""
+    """A kernel argument: the address of a value in memory, ``elements`` away from its first one
+    inside the halo.
+    """
 
     node: Node
     elements: Size = 0
@@ -43,7 +46,8 @@ class Start:
 class KernelSource:
     """A kernel before it is compiled, with what its parameters are in this place.
 
-    ``args`` are a `Value` or `Start`, a size, `HEADER` or `SCRATCH`; ``objects`` are native objects that the kernel calls into.
+    ``args`` are a `Value` or `Start`, a size, `HEADER` or `SCRATCH`; ``objects`` are native objects
+    that the kernel calls into.
     """
 
     name: str
@@ -73,7 +77,9 @@ class Writer:
     depth: int = 1
     pointers: dict[Node, str] = field(default_factory=dict)
     sizes: dict[Size, str] = field(default_factory=dict)
-    own: dict[Node, str] = field(default_factory=dict)  # values that lie in local variables or arrays
+    own: dict[Node, str] = field(
+        default_factory=dict
+    )  # values that lie in local variables or arrays
     loops: set[Dim] = field(default_factory=set)
     affine: bool = True  # no division, guard or indirect access met so far
     addresses: list[Size] = field(default_factory=list)
@@ -195,7 +201,9 @@ class Writer:
             return self._indirect(node, index, guard)
         if node.op.kind is Kind.MOVE:
             return self._move(node, index, guard)
-        raise CompileError(f"{node.describe()} cannot be computed inside the kernel of {self.group.label}")
+        raise CompileError(
+            f"{node.describe()} cannot be computed inside the kernel of {self.group.label}"
+        )
 
     def _load(self, node: Node, index: tuple[Size, ...], guard: str) -> str:
         element = self.element(node, index)
@@ -258,7 +266,9 @@ class Writer:
         return name
 
     def _indirect(self, node: Node, index: tuple[Size, ...], guard: str) -> str:
-        """An element whose position along one axis is data: checked, clamped, and reported to the caller if outside."""
+        """An element whose position along one axis is data: checked, clamped, and reported to the
+        caller if outside.
+        """
         self.affine = False
         x, which = node.inputs
         axis = node.attrs["axis"]
@@ -325,15 +335,16 @@ def scalar_text(node: Node, operands: Sequence[str]) -> str:
     assert template is not None, node
     attrs = {k: literal(v, working) for k, v in node.attrs.items() if isinstance(v, (int, float))}
     text = template.format(*(f"_{i}_" for i in range(len(operands))), **attrs)
-    if working.startswith("float"):
-        text = float_literals(text)
+    text = float_literals(text) if working.startswith("float") else integer_form(text)
     for i, operand in enumerate(operands):
         text = text.replace(f"_{i}_", operand if operand.isidentifier() else f"({operand})")
     return text
 
 
 def float_literals(text: str) -> str:
-    """An expression with integer literals made floats, so that they take the element type beside them."""
+    """An expression with integer literals made floats, so that they take the element type beside
+    them.
+    """
 
     class Floats(ast.NodeTransformer):
         def visit_Constant(self, node: ast.Constant) -> ast.AST:
@@ -342,6 +353,24 @@ def float_literals(text: str) -> str:
             return node
 
     return ast.unparse(Floats().visit(ast.parse(text, mode="eval")))
+
+
+def integer_form(text: str) -> str:
+    """An expression over integers: they are never NaN, and their maxima are comparisons."""
+
+    class Integers(ast.NodeTransformer):
+        def visit_Call(self, node: ast.Call) -> ast.AST:
+            self.generic_visit(node)
+            name = node.func.id if isinstance(node.func, ast.Name) else ""
+            if name == "isnan":
+                return ast.Constant(False)
+            if name in ("fmax", "fmin"):
+                a, b = node.args
+                compare = ast.Compare(a, [ast.Gt() if name == "fmax" else ast.Lt()], [b])
+                return ast.IfExp(compare, a, b)
+            return node
+
+    return ast.unparse(ast.fix_missing_locations(Integers().visit(ast.parse(text, mode="eval"))))
 
 
 def literal(value: Any, dtype: str) -> str:
@@ -366,7 +395,9 @@ def cast(text: str, source: str, target: str) -> str:
         return f"({text} != {literal(0, source)})"
     if source == "bool":
         return f"({literal(1, target)} if {text} else {literal(0, target)})"
-    convert = {"float32": "f32", "float64": "f64", "int64": "i64", "int32": "i32", "uint8": "u8"}[target]
+    convert = {"float32": "f32", "float64": "f64", "int64": "i64", "int32": "i32", "uint8": "u8"}[
+        target
+    ]
     return f"{convert}({text})"
 
 
@@ -380,7 +411,23 @@ def _is_number(text: str) -> bool:
 
 def loop_over(shape: Sequence[Size], order: Sequence[int], prefix: str = "i") -> list[Loop]:
     """A loop for each dimension, by logical number; dimensions of size 1 have none of their own."""
-    return [Loop(Dim(f"{prefix}{d}", 0, max(bounds(shape[d])[1] - 1, 0)), shape[d]) for d in sorted(order)]
+    return [
+        Loop(Dim(f"{prefix}{d}", 0, max(bounds(shape[d])[1] - 1, 0)), shape[d])
+        for d in sorted(order)
+    ]
 
 
-__all__ = ["Floor", "HEADER", "KernelSource", "Loop", "Start", "Value", "Writer", "cast", "float_literals", "literal", "loop_over"]
+__all__ = [
+    "HEADER",
+    "Floor",
+    "KernelSource",
+    "Loop",
+    "Start",
+    "Value",
+    "Writer",
+    "cast",
+    "float_literals",
+    "integer_form",
+    "literal",
+    "loop_over",
+]

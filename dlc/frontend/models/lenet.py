@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dlc.frontend import functional as F
 from dlc.frontend import nn
-from dlc.frontend.weights import Weights, with_weights
+from dlc.frontend.weights import Weights, build
 from dlc.ir.node import Node
 
 
@@ -46,4 +46,4 @@ def lenet5(*, weights: Weights = None, num_classes: int = 10) -> LeNet:
         Random where none are given.
     num_classes : int
     """
-    return with_weights(LeNet(num_classes), weights)
+    return build(lambda: LeNet(num_classes), weights)

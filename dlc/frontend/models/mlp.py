@@ -11,7 +11,7 @@ from itertools import pairwise
 from dlc.errors import ArgumentError, explain
 from dlc.frontend import functional as F
 from dlc.frontend import nn
-from dlc.frontend.weights import Weights, with_weights
+from dlc.frontend.weights import Weights, build
 from dlc.ir.node import Node
 
 
@@ -49,4 +49,4 @@ def mlp(*, weights: Weights = None, sizes: Sequence[int] = (784, 512, 512, 10)) 
     sizes : sequence of int
         Features of the input, of each hidden layer, and of the output.
     """
-    return with_weights(MLP(sizes), weights)
+    return build(lambda: MLP(sizes), weights)

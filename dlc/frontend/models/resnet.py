@@ -11,7 +11,7 @@ from typing import Any
 from dlc.frontend import functional as F
 from dlc.frontend import nn
 from dlc.frontend.nn import init
-from dlc.frontend.weights import Weights, with_weights
+from dlc.frontend.weights import Weights, build
 from dlc.ir.node import Node
 
 
@@ -185,24 +185,24 @@ def resnet18(*, weights: Weights = None, **options: Any) -> ResNet:
     **options
         Of `ResNet`, such as ``num_classes``.
     """
-    return with_weights(ResNet(BasicBlock, (2, 2, 2, 2), **options), weights)
+    return build(lambda: ResNet(BasicBlock, (2, 2, 2, 2), **options), weights)
 
 
 def resnet34(*, weights: Weights = None, **options: Any) -> ResNet:
     """ResNet-34; arguments as of `resnet18`."""
-    return with_weights(ResNet(BasicBlock, (3, 4, 6, 3), **options), weights)
+    return build(lambda: ResNet(BasicBlock, (3, 4, 6, 3), **options), weights)
 
 
 def resnet50(*, weights: Weights = None, **options: Any) -> ResNet:
     """ResNet-50; arguments as of `resnet18`."""
-    return with_weights(ResNet(Bottleneck, (3, 4, 6, 3), **options), weights)
+    return build(lambda: ResNet(Bottleneck, (3, 4, 6, 3), **options), weights)
 
 
 def resnet101(*, weights: Weights = None, **options: Any) -> ResNet:
     """ResNet-101; arguments as of `resnet18`."""
-    return with_weights(ResNet(Bottleneck, (3, 4, 23, 3), **options), weights)
+    return build(lambda: ResNet(Bottleneck, (3, 4, 23, 3), **options), weights)
 
 
 def resnet152(*, weights: Weights = None, **options: Any) -> ResNet:
     """ResNet-152; arguments as of `resnet18`."""
-    return with_weights(ResNet(Bottleneck, (3, 8, 36, 3), **options), weights)
+    return build(lambda: ResNet(Bottleneck, (3, 8, 36, 3), **options), weights)

@@ -10,7 +10,7 @@ from typing import Any
 from dlc.frontend import functional as F
 from dlc.frontend import nn
 from dlc.frontend.nn import init
-from dlc.frontend.weights import Weights, with_weights
+from dlc.frontend.weights import Weights, build
 from dlc.ir.node import Node
 
 #: Output channels of the five stages.
@@ -39,17 +39,18 @@ class VGG(nn.Module):
         dropout: float = 0.5,
     ):
         super().__init__()
-        self.features = nn.Sequential(*_features(depths, batch_norm))
-        self.avgpool = nn.AdaptiveAvgPool2d(7)
-        self.classifier = nn.Sequential(
-            nn.Linear(512 * 7 * 7, 4096),
-            nn.ReLU(),
-            nn.Dropout(dropout),
-            nn.Linear(4096, 4096),
-            nn.ReLU(),
-            nn.Dropout(dropout),
-            nn.Linear(4096, num_classes),
-        )
+        with init.skip():  # the values of 138 million parameters are drawn once, below
+            self.features = nn.Sequential(*_features(depths, batch_norm))
+            self.avgpool = nn.AdaptiveAvgPool2d(7)
+            self.classifier = nn.Sequential(
+                nn.Linear(512 * 7 * 7, 4096),
+                nn.ReLU(),
+                nn.Dropout(dropout),
+                nn.Linear(4096, 4096),
+                nn.ReLU(),
+                nn.Dropout(dropout),
+                nn.Linear(4096, num_classes),
+            )
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -90,7 +91,7 @@ def vgg11(*, weights: Weights = None, **options: Any) -> VGG:
     **options
         Of `VGG`, such as ``num_classes``.
     """
-    return with_weights(VGG(DEPTHS[11], **options), weights)
+    return build(lambda: VGG(DEPTHS[11], **options), weights)
 
 
 def vgg11_bn(*, weights: Weights = None, **options: Any) -> VGG:
@@ -100,7 +101,7 @@ def vgg11_bn(*, weights: Weights = None, **options: Any) -> VGG:
 
 def vgg13(*, weights: Weights = None, **options: Any) -> VGG:
     """VGG-13; arguments as of `vgg11`."""
-    return with_weights(VGG(DEPTHS[13], **options), weights)
+    return build(lambda: VGG(DEPTHS[13], **options), weights)
 
 
 def vgg13_bn(*, weights: Weights = None, **options: Any) -> VGG:
@@ -110,7 +111,7 @@ def vgg13_bn(*, weights: Weights = None, **options: Any) -> VGG:
 
 def vgg16(*, weights: Weights = None, **options: Any) -> VGG:
     """VGG-16; arguments as of `vgg11`."""
-    return with_weights(VGG(DEPTHS[16], **options), weights)
+    return build(lambda: VGG(DEPTHS[16], **options), weights)
 
 
 def vgg16_bn(*, weights: Weights = None, **options: Any) -> VGG:
@@ -120,7 +121,7 @@ def vgg16_bn(*, weights: Weights = None, **options: Any) -> VGG:
 
 def vgg19(*, weights: Weights = None, **options: Any) -> VGG:
     """VGG-19; arguments as of `vgg11`."""
-    return with_weights(VGG(DEPTHS[19], **options), weights)
+    return build(lambda: VGG(DEPTHS[19], **options), weights)
 
 
 def vgg19_bn(*, weights: Weights = None, **options: Any) -> VGG:

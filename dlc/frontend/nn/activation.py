@@ -192,7 +192,7 @@ class PReLU(Module):
     dtype : str
     """
 
-    def __init__(self, num_parameters: int = 1, init: float = 0.25, dtype: object = "float32"):
+    def __init__(self, num_parameters: int = 1, init: float = 0.25, *, dtype: object = "float32"):
         super().__init__()
         check_counts(self, num_parameters=num_parameters)
         self.num_parameters = num_parameters

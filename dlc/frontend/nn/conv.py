@@ -48,6 +48,7 @@ class Conv2d(Module):
         groups: int = 1,
         bias: bool = True,
         padding_mode: str = "zeros",
+        *,
         dtype: object = "float32",
     ):
         super().__init__()
@@ -85,7 +86,7 @@ class Conv2d(Module):
     def extra_repr(self) -> str:
         parts = [f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"]
         parts += [f"stride={self.stride}"]
-        parts += [f"padding={self.padding!r}"] if self.padding != (0, 0) else []
+        parts += [f"padding={self.padding}"] if self.padding != (0, 0) else []
         parts += [f"dilation={self.dilation}"] if self.dilation != (1, 1) else []
         parts += [f"groups={self.groups}"] if self.groups != 1 else []
         return ", ".join(parts + (["bias=False"] if self.bias is None else []))

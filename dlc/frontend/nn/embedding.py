@@ -33,6 +33,7 @@ class Embedding(Module):
         num_embeddings: int,
         embedding_dim: int,
         padding_idx: int | None = None,
+        *,
         dtype: object = "float32",
     ):
         super().__init__()

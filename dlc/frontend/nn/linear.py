@@ -35,7 +35,7 @@ class Linear(Module):
     """
 
     def __init__(
-        self, in_features: int, out_features: int, bias: bool = True, dtype: object = "float32"
+        self, in_features: int, out_features: int, bias: bool = True, *, dtype: object = "float32"
     ):
         super().__init__()
         check_counts(self, in_features=in_features, out_features=out_features)

@@ -37,6 +37,8 @@ class BatchNorm(Module):
     track_running_stats : bool
         Keep running_mean and running_var (start: 0 and 1) for inference; without them every call
         normalises by its own batch.
+    bias : bool
+        Shift too, where ``affine`` is on.
     dtype : str
     """
 
@@ -49,6 +51,8 @@ class BatchNorm(Module):
         momentum: float | None = 0.1,
         affine: bool = True,
         track_running_stats: bool = True,
+        *,
+        bias: bool = True,
         dtype: object = "float32",
     ):
         super().__init__()
@@ -57,7 +61,7 @@ class BatchNorm(Module):
         self.affine, self.track_running_stats = affine, track_running_stats
         ones, zeros = (np.full(num_features, n, as_dtype(dtype)) for n in (1, 0))
         self.weight = Parameter(ones) if affine else None
-        self.bias = Parameter(zeros) if affine else None
+        self.bias = Parameter(zeros) if affine and bias else None
         self.register_buffer("running_mean", zeros if track_running_stats else None)
         self.register_buffer("running_var", ones if track_running_stats else None)
         batches = np.array(0, np.int64)
@@ -91,7 +95,8 @@ class BatchNorm(Module):
     def extra_repr(self) -> str:
         return (
             f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, "
-            f"affine={self.affine}, track_running_stats={self.track_running_stats}"
+            f"affine={self.affine}, bias={self.bias is not None}, "
+            f"track_running_stats={self.track_running_stats}"
         )
 
 
@@ -129,6 +134,7 @@ class LayerNorm(Module):
         eps: float = 1e-5,
         elementwise_affine: bool = True,
         bias: bool = True,
+        *,
         dtype: object = "float32",
     ):
         super().__init__()
@@ -145,5 +151,6 @@ class LayerNorm(Module):
 
     def extra_repr(self) -> str:
         return (
-            f"{self.normalized_shape}, eps={self.eps}, elementwise_affine={self.elementwise_affine}"
+            f"{self.normalized_shape}, eps={self.eps}, "
+            f"elementwise_affine={self.elementwise_affine}, bias={self.bias is not None}"
         )

@@ -33,6 +33,7 @@ class MaxPool2d(Module):
         stride: Pair | None = None,
         padding: Pair = 0,
         dilation: Pair = 1,
+        *,
         ceil_mode: bool = False,
     ):
         super().__init__()
