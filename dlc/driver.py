@@ -98,10 +98,15 @@ def _executable(
 
 
 def optimise(graph: Graph, opt: str = "O2", verify: int = 0) -> Graph:
-    """The graph after the passes of an optimisation level."""
-    from dlc.passes import optimise as run_level
+    """The graph after the passes of an optimisation level, checked as ``verify`` says."""
+    from dlc import passes
+    from dlc.backends import reference
+    from dlc.ir.values import Check
 
-    return run_level(graph, opt, verify)
+    def evaluate(graph: Graph, arrays: Mapping[str, Array]) -> Sequence[Array]:
+        return reference.run(graph, arrays, dtype="float64")
+
+    return passes.run(graph, opt, verify=verify > 0, check=Check(evaluate) if verify > 1 else None)
 
 
 class _Frozen:

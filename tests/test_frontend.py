@@ -145,9 +145,7 @@ def test_the_second_module_of_a_name_takes_the_firsts_place():
 
 def test_a_registered_name_keeps_its_kind():
     module = nn.Linear(2, 3)
-    with pytest.raises(
-        DTypeError, match=r"Linear\.weight expects a Parameter or None, got ndarray"
-    ):
+    with pytest.raises(DTypeError, match="weight expects a Parameter or None, got ndarray"):
         module.weight = np.zeros((3, 2))
     module.child = nn.ReLU()
     with pytest.raises(DTypeError, match=r"Linear\.child expects a Module or None, got int"):
@@ -493,11 +491,10 @@ def test_results_keep_their_structure():
         return {"a": x * 2, "b": (pair, None, 3, "text"), "c": x.shape[0]}
 
     traced = trace(function, X)
-    names = ("a", "b.0.first", "b.0.second.0", "b.0.second.1", "c")
-    assert tuple(n.replace("b.0.0", "b.0.first").replace("b.0.1", "b.0.second")
-                 for n in traced.graph.output_names) == names  # fmt: skip
-    result = traced.structure.build(range(5))
-    assert result == {"a": 0, "b": ((1, [2, 3]), None, 3, "text"), "c": 4}
+    names = ("a", "b.0.first", "b.0.second.0", "b.0.second.1")
+    assert traced.graph.output_names == names
+    result = traced.structure.build(range(4))
+    assert result == {"a": 0, "b": ((1, [2, 3]), None, 3, "text"), "c": 2}
     assert type(result["b"][0]) is Pair
     x = np.ones((2, 3))
     assert outputs(function, x)["c"] == 2
@@ -618,7 +615,9 @@ def test_a_method_is_traced_with_its_modules_names():
 
 def test_layers_made_in_forward_are_found():
     class Lazy(nn.Module):
-        proj = None
+        def __init__(self):
+            super().__init__()
+            self.proj = None
 
         def forward(self, x):
             if self.proj is None:
@@ -799,7 +798,7 @@ def test_a_condition_on_a_tensor_names_its_line():
     [int, float, np.asarray, lambda x: [1, 2][x], lambda x: range(x), lambda x: x.item()],
 )
 def test_the_value_of_a_tensor_is_refused(use):
-    with pytest.raises(TraceError, match="while the model is traced|inside a traced function"):
+    with pytest.raises(TraceError, match=r"model is traced|inside a traced function"):
         trace(lambda x: use(x) and x, TensorSpec(()))
 
 
@@ -812,13 +811,13 @@ def test_the_value_of_a_tensor_is_refused(use):
         lambda p: p.item(),
         lambda p: bool(p),
         lambda p: float(p),
+        lambda p: int(p),
     ],
 )
 def test_the_value_of_a_parameter_is_refused(use):
     parameter = nn.Parameter(1.0)
-    use_outside = use if use(nn.Parameter(1.0)) is not None else None
-    assert use_outside
-    with pytest.raises(TraceError, match=r"while the model is traced"):
+    assert use(parameter) == 1.0
+    with pytest.raises(TraceError, match="while the model is traced"):
         trace(lambda x: x + use(parameter), X)
 
 

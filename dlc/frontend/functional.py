@@ -358,10 +358,15 @@ def layer_norm(
         Added to the variance.
     """
     x = as_tensor(input)
-    sizes = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+    sizes = trailing(normalized_shape)
     scale = full(sizes, 1, x.dtype) if weight is None else weight
     shift = full(sizes, 0, x.dtype) if bias is None else bias
     return apply("layer_norm", x, scale, shift, ndim=len(sizes), eps=eps)
+
+
+def trailing(sizes: int | Sequence[int]) -> tuple[int, ...]:
+    """Sizes of the last axes, given as one or several, as a tuple."""
+    return (sizes,) if isinstance(sizes, int) else tuple(sizes)
 
 
 # The rest.

@@ -89,7 +89,7 @@ def eye_(tensor: T) -> T:
     """Fill a matrix with the identity."""
     if tensor.ndim != 2:
         raise ShapeError(explain("eye_", "a matrix", shape_text(tensor.shape)))
-    return _fill(tensor, np.eye(*tensor.shape, dtype=_dtype(tensor)))
+    return _fill(tensor, np.eye(tensor.shape[0], tensor.shape[1], dtype=_dtype(tensor)))
 
 
 def dirac_(tensor: T, groups: int = 1) -> T:

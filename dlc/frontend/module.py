@@ -54,6 +54,10 @@ class Module:
 
     training: bool
     changed: int
+    _seen: tuple[int, tuple[int, int]]
+    _parameters: dict[str, Any]
+    _buffers: dict[str, Any]
+    _modules: dict[str, Any]
 
     def __init__(self) -> None:
         self.__dict__.update(
@@ -120,7 +124,8 @@ class Module:
                 f"{type(self).__name__} was assigned a layer or a parameter before "
                 "Module.__init__ ran; call super().__init__() first"
             )
-        return self.__dict__[name]
+        table: dict[str, Any] = self.__dict__[name]
+        return table
 
     def _set_buffer(self, name: str, value: Any) -> None:
         """Give a buffer a value: a symbolic one inside a trace, an array of any shape outside."""
@@ -291,11 +296,11 @@ class Module:
 
     def state_dict(self, prefix: str = "") -> dict[str, np.ndarray[Any, Any]]:
         """Copies of all parameters and persistent buffers, by PyTorch's names, in its order."""
-        return {name: variable.numpy().copy() for name, variable in self._state(prefix)}
+        return {prefix + name: variable.numpy().copy() for name, variable in self._state()}
 
-    def _state(self, prefix: str = "") -> Iterator[tuple[str, Variable]]:
+    def _state(self) -> Iterator[tuple[str, Variable]]:
         """Names and variables of the state dict; a shared variable under each of its names."""
-        for path, module in self.named_modules(prefix=prefix, remove_duplicate=False):
+        for path, module in self.named_modules(remove_duplicate=False):
             below = f"{path}." if path else ""
             for name, variable in (*module._parameters.items(), *module._buffers.items()):
                 if variable is not None and getattr(variable, "persistent", True):
@@ -390,7 +395,7 @@ class Module:
         now = latest_change()
         if self._seen[0] != now:
             modules = list(self.modules())
-            owners = (*modules, *(variable for _, variable in self.named_variables()))
+            owners: list[Any] = [*modules, *(value for _, value in self.named_variables())]
             newest = max(owner.changed for owner in owners)
             modes = sum(module.training << i for i, module in enumerate(modules))
             self.__dict__["_seen"] = (now, (newest, modes))

@@ -82,7 +82,7 @@ class Variable(Arithmetic):
 
     # The value, outside a trace.
 
-    def numpy(self) -> np.ndarray[Any, Any]:
+    def numpy(self) -> np.ndarray[Any, Any]:  # type: ignore[override]
         """The value, as a read-only view; it never changes, a later value is another array."""
         refuse_in_trace(f"a {type(self).__name__.lower()}", "compute with it directly")
         return self._array.view()
@@ -140,7 +140,7 @@ class Variable(Arithmetic):
         got = shape_text(got) if isinstance(got, tuple) else got
         return explain(type(self).__name__, expected, str(got), advice=advice)
 
-    def item(self) -> Any:  # type: ignore[override]
+    def item(self) -> Any:
         """The value of a scalar as a Python number."""
         return self.numpy().item()
 
@@ -169,12 +169,12 @@ class Variable(Arithmetic):
     @property
     def shape(self) -> tuple[int, ...]:
         """Sizes of the dimensions."""
-        return self._array.shape
+        return tuple(self._array.shape)
 
     @property
     def dtype(self) -> str:
         """Name of the element type."""
-        return self._array.dtype.name
+        return str(self._array.dtype.name)
 
     @property
     def ndim(self) -> int:
@@ -209,6 +209,12 @@ class Variable(Arithmetic):
 
     def __bool__(self) -> bool:
         return bool(self._array if active() is None else self._node)
+
+    def __float__(self) -> float:
+        return float(self.item())
+
+    def __int__(self) -> int:
+        return int(self.item())
 
     __array_ufunc__ = None  # NumPy operands leave binary operators to `Arithmetic`
 
@@ -282,7 +288,7 @@ class Buffer(Variable):
         return twin
 
 
-def as_array(value: object) -> np.ndarray[Any, Any]:
+def as_array(value: Any) -> np.ndarray[Any, Any]:
     """A value as NumPy reads it; a torch tensor on any device, in bfloat16 too."""
     if isinstance(value, Node):
         raise TraceError(

@@ -243,7 +243,7 @@ def ones(*size: Any, dtype: object = "float32") -> Any:
     return full(_sizes(size), 1, dtype)
 
 
-def full_like(input: object, fill_value: float, dtype: object = None) -> Any:
+def full_like(input: Any, fill_value: float, dtype: object = None) -> Any:
     """A tensor of one value with the shape of ``input``, and its element type unless told."""
     shape, own = (input.shape, input.dtype) if _has_type(input) else (np.shape(input), None)
     return full(tuple(shape), fill_value, own if dtype is None else dtype)

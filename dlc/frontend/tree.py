@@ -26,7 +26,7 @@ class Structure:
     kind : str
         "leaf", "static", "tuple", "list" or "dict".
     names : tuple
-        The keys of a dict, the positions of a tuple or list.
+        The keys of a dict, the fields of a named tuple, the positions of a tuple or list.
     children : tuple of Structure
         What stands under each of ``names``.
     detail : object
@@ -101,7 +101,7 @@ def flatten(
         kind, names, items = "dict", tuple(value), list(value.values())
     elif isinstance(value, (tuple, list)):
         kind = "list" if isinstance(value, list) else "tuple"
-        names, items = tuple(range(len(value))), list(value)
+        names, items = getattr(value, "_fields", tuple(range(len(value)))), list(value)
     else:
         raise TraceError(
             f"{path or 'the result'} has type {type(value).__name__}; expected {expected}, Python "

@@ -9,10 +9,10 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError, deserialize, safe_open
 from safetensors.numpy import save_file
 
 from dlc.errors import ExecutionError, WeightsError
@@ -20,7 +20,9 @@ from dlc.frontend import init
 from dlc.frontend.module import LoadResult, Module
 
 #: A path of a safetensors file, a state dict, or None for random values.
-Weights = str | os.PathLike[str] | Mapping[str, Any] | None
+Weights: TypeAlias = str | os.PathLike[str] | Mapping[str, Any] | None
+
+Array: TypeAlias = np.ndarray[Any, Any]
 
 M = TypeVar("M", bound=Module)
 
@@ -85,15 +87,41 @@ def load_weights(model: Module, path: str | os.PathLike[str], strict: bool = Tru
     return model.load_state_dict(read_weights(path), strict)
 
 
-def read_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray[Any, Any]]:
-    """The arrays of a safetensors file, by name."""
+def read_weights(path: str | os.PathLike[str]) -> dict[str, Array]:
+    """The arrays of a safetensors file, by name; bfloat16, which NumPy lacks, as float32.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such file.
+    WeightsError
+        It is no complete safetensors file, or holds an element type below 16 bits.
+    """
     path = os.fspath(path)
     try:
         with safe_open(path, framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            types = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+            if small := [f"{n} ({t})" for n, t in types.items() if t.startswith(("F8", "F4"))]:
+                listed = ", ".join(small)
+                raise WeightsError(f"{path!r} has element types that dlc does not read: {listed}")
+            arrays = _bfloat16_arrays(path) if "BF16" in types.values() else {}
+            return arrays | {n: file.get_tensor(n) for n in types if n not in arrays}
     except SafetensorError as error:
         message = f"{path!r} is no complete safetensors file: {error}; copy or download it again"
         raise WeightsError(message) from None
+
+
+def _bfloat16_arrays(path: str) -> dict[str, Array]:
+    """The bfloat16 arrays of a file, widened: they are the upper halves of float32."""
+    with open(path, "rb") as file:
+        parts = deserialize(file.read())
+    return {
+        name: (np.frombuffer(part["data"], "<u2").astype("<u4") << 16)
+        .view("<f4")
+        .reshape(part["shape"])
+        for name, part in parts
+        if part["dtype"] == "BF16"
+    }
 
 
 def build(make: Callable[[], M], weights: Weights) -> M:

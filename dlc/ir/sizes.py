@@ -209,14 +209,14 @@ def _floor(size: Poly, divisor: int) -> Size:
         low, high = bounds(size - _simplest(part) * common)
         if common > 1 and low >= 0 and high < common:
             return _simplest(part) // (divisor // common)
-    for monomial, coefficient in size.terms.items():
+    whole = _simplest({m: c // divisor for m, c in size.terms.items()})
+    rest = Poly({m: c % divisor for m, c in size.terms.items()})
+    for monomial, coefficient in rest.terms.items():
         match monomial:
             case (Floor() as inner,) if coefficient == 1:  # (p // a + q) // d = (p + a q) // (a d)
-                outer = (size - Poly({monomial: 1})) * inner.divisor
-                return (inner.numerator + outer) // (inner.divisor * divisor)
-    reduced = {m: c % divisor for m, c in size.terms.items()}
-    whole = {m: c // divisor for m, c in size.terms.items()}
-    return _simplest(whole) + Poly({(Floor(Poly(reduced), divisor),): 1})
+                outer = (rest - Poly({monomial: 1})) * inner.divisor
+                return whole + (inner.numerator + outer) // (inner.divisor * divisor)
+    return whole + Poly({(Floor(rest, divisor),): 1})
 
 
 def _order(monomial: Monomial) -> tuple[int, tuple[str, ...]]:

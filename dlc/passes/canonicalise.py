@@ -65,7 +65,6 @@ def _is_power_of_two(values: Array) -> bool:
 
 
 POWERS_OF_TWO = Guard("the elements of c are powers of two", lambda c: _is_power_of_two(c))
-NUMBERS = Guard("x is of numbers", lambda x: x.dtype != "bool")
 
 
 def _moves_ones(x: Node, a: tuple[int, ...]) -> bool:
@@ -90,7 +89,6 @@ class Canonicalise(RulePass):
             "x - c -> x + (-c)",
             lambda x, c: x - op.constant(value=c),
             lambda x, c: x + np.negative(c),
-            NUMBERS,
         ),
         rule(
             "x / c -> x * (1/c)",

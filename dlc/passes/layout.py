@@ -12,9 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from dlc.ir.graph import Graph
+from dlc.ir.manager import Pass
 from dlc.ir.node import Node, apply
 from dlc.ir.op import Kind
 from dlc.ir.plan import Layout
+from dlc.ir.rewrite import Journal
 
 CHANNELS_LAST = (0, 2, 3, 1)
 PLANES = (0, 1, 2, 3)
@@ -24,12 +26,12 @@ Halo = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
-class AssignLayouts:
+class AssignLayouts(Pass):
     """Insert the `relayout` nodes that the choice of layouts calls for."""
 
-    name: str = "assign-layouts"
+    name = "assign-layouts"
 
-    def run(self, graph: Graph) -> Graph:
+    def run(self, graph: Graph, journal: Journal) -> Graph:
         """The graph in which every value can be written in the layout that its readers need."""
         orders = _orders(graph)
         halos = _halos(graph, orders)

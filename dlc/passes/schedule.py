@@ -17,7 +17,7 @@ from dlc.passes.select import SelectAlgorithms
 
 def schedule(graph: Graph) -> tuple[Schedule, Schedule, int]:
     """Schedules of `prepare` and `main`, and the bytes of prepared memory."""
-    parts = split(AssignLayouts().run(SelectAlgorithms().run(graph)))
+    parts = split(AssignLayouts()(SelectAlgorithms()(graph)))
     prepare = _scheduled(parts.prepare, "prepared")
     offsets, total = {}, 0
     for node, name in zip(parts.prepare.outputs, parts.names, strict=True):

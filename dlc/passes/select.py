@@ -10,8 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dlc.ir.graph import Graph
+from dlc.ir.manager import Pass, Property
 from dlc.ir.node import Node, apply
+from dlc.ir.rewrite import Journal
 from dlc.ir.sizes import Size, product
+from dlc.passes.decompose import DECOMPOSED
 
 #: Input channels up to which a convolution reads channel planes: the reduction over them is too
 #: short to be contiguous.
@@ -19,12 +22,17 @@ PLANES = 4
 
 
 @dataclass(frozen=True)
-class SelectAlgorithms:
-    """Rewrite `conv2d` and `matmul` into forms that read packed weights."""
+class SelectAlgorithms(Pass):
+    """Rewrite convolutions and matrix products into forms that read packed weights."""
 
-    name: str = "select-algorithms"
+    name = "select-algorithms"
 
-    def run(self, graph: Graph) -> Graph:
+    @property
+    def requires(self) -> tuple[Property, ...]:
+        """Composite ops may hold contractions, so none may be left."""
+        return (DECOMPOSED,)
+
+    def run(self, graph: Graph, journal: Journal) -> Graph:
         """The graph with every contraction in the form of a kernel."""
         return graph.rewrite(_choose)
 

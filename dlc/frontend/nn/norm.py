@@ -12,6 +12,7 @@ import numpy as np
 
 from dlc.errors import ShapeError, explain
 from dlc.frontend import functional as F
+from dlc.frontend.functional import trailing
 from dlc.frontend.module import Module
 from dlc.frontend.nn.linear import check_counts
 from dlc.frontend.parameter import Parameter
@@ -138,8 +139,7 @@ class LayerNorm(Module):
         dtype: object = "float32",
     ):
         super().__init__()
-        one = isinstance(normalized_shape, int)
-        self.normalized_shape = (normalized_shape,) if one else tuple(normalized_shape)
+        self.normalized_shape = trailing(normalized_shape)
         self.eps, self.elementwise_affine = eps, elementwise_affine
         ones, zeros = (np.full(self.normalized_shape, n, as_dtype(dtype)) for n in (1, 0))
         self.weight = Parameter(ones) if elementwise_affine else None
