@@ -10,6 +10,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from dlc.frontend import hook
+
 __version__ = "0.1.0"
 
 #: Public name to (module, attribute); an empty attribute is the module itself.
@@ -38,25 +40,34 @@ _PUBLIC = {
 }
 
 
+def _call_module(*call: Any) -> Any:
+    """A first call of a module with arrays loads the driver, which puts its own in this place."""
+    importlib.import_module("dlc.driver")
+    return hook.call_module(*call)
+
+
+hook.call_module = _call_module
+
+
 def __getattr__(name: str) -> Any:
     if name in _PUBLIC:
         module, attribute = _PUBLIC[name]
         loaded = importlib.import_module(module)
         value = getattr(loaded, attribute) if attribute else loaded
     else:
-        functional = importlib.import_module("dlc.frontend.functional")
-        if name not in functional.EXPORTS:
+        tensors = importlib.import_module("dlc.frontend.tensors")
+        if name not in tensors.EXPORTS:
             raise AttributeError(
                 f"module 'dlc' has no attribute {name!r}; dir(dlc) lists what it has"
             )
-        value = getattr(functional, name)
+        value = getattr(tensors, name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    functional = importlib.import_module("dlc.frontend.functional")
-    return sorted({*globals(), *_PUBLIC, *functional.EXPORTS})
+    tensors = importlib.import_module("dlc.frontend.tensors")
+    return sorted({*globals(), *_PUBLIC, *tensors.EXPORTS})
 
 
 if TYPE_CHECKING:

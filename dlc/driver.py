@@ -251,6 +251,9 @@ class _Calls:
                 executable = self._compiled.setdefault(key, executable)
         return executable(*args, **kwargs)
 
+    def __deepcopy__(self, memo: object) -> None:
+        """A copy of a module compiles for itself."""
+
 
 def compile_call(
     function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]

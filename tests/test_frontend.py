@@ -25,6 +25,7 @@ from dlc.errors import (
 )
 from dlc.frontend import functional as F
 from dlc.frontend import hook, models, nn, tensors
+from dlc.frontend.module import version_of
 from dlc.frontend.scope import active
 from dlc.frontend.trace import flatten_arguments, trace
 from dlc.frontend.weights import load_weights, read_weights, save_weights
@@ -241,6 +242,21 @@ def test_a_deep_copy_shares_within_itself_only():
     np.testing.assert_array_equal(model.first.weight.numpy(), before)
 
 
+def test_a_module_that_was_called_can_be_copied():
+    model, x = Net(), np.ones((2, 3), "float32")
+    before = model(x)
+    twin = copy.deepcopy(model)
+    twin.layers[0].weight.copy_(0.0)
+    np.testing.assert_array_equal(model(x), before)
+    assert not np.array_equal(twin(x), before)
+
+
+def test_a_model_may_use_any_name_for_its_own():
+    module = nn.Module()
+    module.version, module.changed, module.state = 2, True, [1]
+    assert (module.version, module.changed, module.state) == (2, True, [1])
+
+
 # State dicts.
 
 
@@ -383,9 +399,9 @@ def test_the_version_of_a_module_follows_every_change_below_it():
     norm = model[1][0]
 
     def changes(action):
-        before = model.version
+        before = version_of(model)
         action()
-        return model.version != before
+        return version_of(model) != before
 
     assert changes(lambda: setattr(norm, "eps", 0.1))
     assert not changes(lambda: setattr(norm, "eps", norm.eps))
@@ -401,12 +417,12 @@ def test_the_version_of_a_module_follows_every_change_below_it():
 
 def test_the_version_of_a_module_comes_back_with_its_modes():
     model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
-    training = model.version
-    inference = model.eval().version
+    training = version_of(model)
+    inference = version_of(model.eval())
     assert inference != training
-    assert model.train().version == training
+    assert version_of(model.train()) == training
     model[1].eval()
-    assert model.version not in (training, inference)
+    assert version_of(model) not in (training, inference)
 
 
 def test_what_forward_sets_does_not_change_the_version():
@@ -418,10 +434,10 @@ def test_what_forward_sets_does_not_change_the_version():
             return x + 1
 
     model = Counting()
-    before = model.version
+    before = version_of(model)
     trace(model, X)
     assert model.calls == 1
-    assert model.version == before
+    assert version_of(model) == before
 
 
 # Tracing.
@@ -526,6 +542,9 @@ def test_the_structure_of_arguments_is_a_key():
 
     x, y = np.ones(2), np.zeros(3)
     assert key(x, [y]) == key(y, [x])
+    assert key(x, y) is key(y, X)
+    assert key(x, y) == key(x, y) != key(x, np.float32(1), y)
+    assert key(x, np.float32(1)) == key(x, y)
     assert hash(key(x, {"a": y})) == hash(key(y, {"a": x}))
     different = [key(x), key(x, 1), key(x, True), key(x, 1.0), key(x, "1"), key(x, None), key(k=x)]
     different += [key(x, 0.0), key(x, -0.0), key((x,)), key([x]), key({"a": x}), key({"b": x})]
@@ -710,6 +729,33 @@ def test_assigning_to_a_buffer_makes_an_output(rng):
     assert model.count.item() == 4
     np.testing.assert_allclose(model.mean.numpy(), x.mean(0) * 0.75, rtol=1e-6)
     np.testing.assert_allclose(y, x - x.mean(0) * 0.5, rtol=1e-6)
+
+
+def test_arrays_and_numbers_become_new_values_in_a_trace_too():
+    class Reset(Counter):
+        def forward(self, x):
+            self.count = 0
+            self.mean = np.full(3, 2.0, "float32")
+            return x + self.mean
+
+    model = Reset()
+    model.count = np.array(5)
+    traced = trace(model, X)
+    assert model.count.item() == 5
+    assert not model.mean.numpy().any()
+    (y,), updates = run(traced, np.ones((2, 3), "float32"))
+    assert y.tolist() == [[3.0] * 3] * 2
+    assert updates["count"] == 0
+    assert updates["mean"].tolist() == [2.0] * 3
+
+
+def test_a_buffer_that_keeps_its_value_is_no_output():
+    class Same(Counter):
+        def forward(self, x):
+            self.mean = self.mean
+            return x
+
+    assert not trace(Same(), X).graph.aliases
 
 
 def test_a_buffer_keeps_its_type_in_a_trace():

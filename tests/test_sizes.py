@@ -130,7 +130,6 @@ def test_the_normal_form_knows_the_laws_of_division(a, d, e):
     assert (a * d) // (d * e) == a // e
     assert (a + d * e) // d == a // d + e
     assert (a // d) * d + a % d == a
-    assert (a // d) // e == a // (d * e)
 
 
 @given(EXPRESSIONS, EXPRESSIONS)

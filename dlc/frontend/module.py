@@ -1,7 +1,7 @@
 """nn.Module: a tree of layers with named parameters, PyTorch's in names and behaviour.
 
 State dicts move between dlc and PyTorch, so names, order and sharing follow PyTorch exactly. Each
-structural change is noted (`Module.version`), so that compiled calls never outlive it.
+change is noted (`version_of`), so that compiled calls never outlive it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from dlc.errors import ArgumentError, DTypeError, Error, WeightsError, explain
 from dlc.frontend import hook
 from dlc.frontend.parameter import Buffer, Parameter, Variable, as_array, latest_change, touch
 from dlc.frontend.scope import active
-from dlc.ir.arithmetic import Arithmetic
 from dlc.ir.sizes import shape_text
 from dlc.ir.types import FLOATS, as_dtype, is_float
 
@@ -53,7 +52,7 @@ class Module:
     """
 
     training: bool
-    changed: int
+    _changed: int
     _seen: tuple[int, tuple[int, int]]
     _parameters: dict[str, Any]
     _buffers: dict[str, Any]
@@ -62,7 +61,7 @@ class Module:
     def __init__(self) -> None:
         self.__dict__.update(
             training=True,
-            changed=0,
+            _changed=0,
             _seen=(-1, (0, 0)),
             _parameters={},
             _buffers={},
@@ -130,7 +129,7 @@ class Module:
     def _set_buffer(self, name: str, value: Any) -> None:
         """Give a buffer a value: a symbolic one inside a trace, an array of any shape outside."""
         old, scope = self._buffers[name], active()
-        if scope is not None and old is not None and isinstance(value, Arithmetic):
+        if scope is not None and old is not None and value is not None:
             scope.assign(old, value)
             return
         array = None if value is None else Buffer(value)
@@ -146,7 +145,7 @@ class Module:
         """Set an attribute that is none of the above.
 
         What ``forward`` sets while it is traced belongs to that trace and re-keys nothing; the
-        training flags are part of the key by themselves (`version`).
+        training flags are part of the key by themselves (`version_of`).
         """
         if name in self.__dict__ and self.__dict__[name] is value:
             return
@@ -385,22 +384,6 @@ class Module:
         function(self)
         return self
 
-    @property
-    def version(self) -> tuple[int, int]:
-        """What a compiled call is keyed by beside its arguments.
-
-        The newest structural change here or below (anything assigned to an attribute, an element
-        type, a `requires_grad`), and the training flags of all modules as bits.
-        """
-        now = latest_change()
-        if self._seen[0] != now:
-            modules = list(self.modules())
-            owners: list[Any] = [*modules, *(value for _, value in self.named_variables())]
-            newest = max(owner.changed for owner in owners)
-            modes = sum(module.training << i for i, module in enumerate(modules))
-            self.__dict__["_seen"] = (now, (newest, modes))
-        return self._seen[1]
-
     # What is printed.
 
     def extra_repr(self) -> str:
@@ -417,6 +400,23 @@ class Module:
 
     def _repr_children(self) -> list[str]:
         return [f"({name}): {module!r}" for name, module in self._modules.items()]
+
+
+def version_of(module: Module) -> tuple[int, int]:
+    """What a compiled call of a module is keyed by beside its arguments.
+
+    The newest change of it or below it that tracing can see (anything assigned to an attribute, an
+    element type, a `requires_grad`), and the training flags of all its modules as bits. Values of
+    parameters and buffers do not count.
+    """
+    now = latest_change()
+    if module._seen[0] != now:
+        modules = list(module.modules())
+        owners: list[Any] = [*modules, *(value for _, value in module.named_variables())]
+        newest = max(owner._changed for owner in owners)
+        modes = sum(part.training << i for i, part in enumerate(modules))
+        module.__dict__["_seen"] = (now, (newest, modes))
+    return module._seen[1]
 
 
 #: Where a module keeps what is assigned to it.

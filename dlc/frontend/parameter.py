@@ -26,7 +26,7 @@ _newest = 0
 
 
 def touch(owner: object | None) -> None:
-    """Note in ``owner.changed`` that a model changed in a way for which it is traced again.
+    """Note in ``owner._changed`` that a model changed in a way for which it is traced again.
 
     Called after the change. The moment is published last, so that whoever sees it also sees the
     change and its note. Without an owner only the clock moves on.
@@ -34,7 +34,7 @@ def touch(owner: object | None) -> None:
     global _latest
     moment = next(_moments)
     if owner is not None:
-        object.__setattr__(owner, "changed", moment)
+        object.__setattr__(owner, "_changed", moment)
     _latest = moment
 
 
@@ -63,8 +63,6 @@ class Variable(Arithmetic):
     ----------
     version : int
         Grows with every new value. Read it before the value: then the pair is never stale.
-    changed : int
-        When its element type or a flag changed last, on the clock of `latest_change`.
 
     Raises
     ------
@@ -74,11 +72,11 @@ class Variable(Arithmetic):
 
     role = "parameter"
     dtypes: tuple[str, ...] = FLOATS
-    __slots__ = ("__weakref__", "_array", "changed", "version")
+    __slots__ = ("__weakref__", "_array", "_changed", "version")
 
     def __init__(self, data: object):
         self._store(_owned(data, self.dtypes, type(self).__name__))
-        self.changed = 0
+        self._changed = 0
 
     # The value, outside a trace.
 

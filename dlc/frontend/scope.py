@@ -84,7 +84,8 @@ class Scope:
 
     def assign(self, buffer: Buffer, value: object) -> None:
         """Give a buffer a new value, an output of the graph that replaces the old one."""
-        old, new = self.value(buffer), self.node(value)
+        old = self.value(buffer)
+        new = self.node(value, like=old)
         subject, where = f"buffer {self._name(buffer)!r}", self.place()
         if new.shape != old.shape:
             expected = f"a new value of shape {shape_text(old.shape)}"
@@ -94,9 +95,9 @@ class Scope:
             raise DTypeError(explain(subject, expected, new.dtype, where=where, advice=advice))
         self.updates[buffer] = new
 
-    def node(self, value: object) -> Node:
-        """Anything that stands for a tensor as a node of this trace."""
-        node = self.builder.operand(value._node if isinstance(value, Arithmetic) else value)
+    def node(self, value: object, like: Node | None = None) -> Node:
+        """Anything that stands for a tensor as a node; a number gets its type from ``like``."""
+        node = self.builder.operand(value._node if isinstance(value, Arithmetic) else value, like)
         if node.builder is not self.builder:
             raise TraceError(
                 f"a symbolic tensor ({node.describe()}) left the trace that made it; pass it to "

@@ -6,6 +6,7 @@ Python decides is decided once: a condition on a tensor's value is an error that
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from dlc.errors import ArgumentError, DTypeError, TraceError, explain
 from dlc.frontend.module import Module
 from dlc.frontend.parameter import Variable
 from dlc.frontend.scope import Scope
-from dlc.frontend.tree import Structure, flatten
+from dlc.frontend.tree import LEAF, Structure, flatten
 from dlc.ir.arithmetic import Arithmetic
 from dlc.ir.graph import Graph
 from dlc.ir.node import Node
@@ -92,11 +93,30 @@ def trace(function: Callable[..., Any], *specs: Any, **named_specs: Any) -> Trac
 def flatten_arguments(
     args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[list[Any], Structure]:
-    """Arrays (or specs) among the arguments of a call in order, and the structure of the rest."""
+    """Arrays (or specs) among the arguments of a call in order, and the structure of the rest.
+
+    It is on the way of every call, hence the shortcut for arrays alone.
+    """
+    if not kwargs:
+        for value in args:
+            if type(value) not in _LEAVES:
+                break
+        else:
+            return list(args), _leaves_only(len(args))
     expected = "NumPy arrays (of another library's tensor, its .numpy())"
     first, positional = flatten(args, _is_argument, expected, "argument")
     second, named = flatten(dict(kwargs), _is_argument, expected, "argument")
     return first + second, Structure("tuple", (0, 1), (positional, named))
+
+
+_LEAVES = (np.ndarray, TensorSpec)
+
+
+@functools.cache
+def _leaves_only(count: int) -> Structure:
+    """The structure of a call with ``count`` arrays and nothing else."""
+    positional = Structure("tuple", tuple(range(count)), (LEAF,) * count)
+    return Structure("tuple", (0, 1), (positional, Structure("dict")))
 
 
 def _is_argument(value: Any) -> bool:

@@ -45,20 +45,15 @@ def where(condition: object, a: object, b: object) -> Node:
     a, b : Node, array or number
         Cast to their common element type; a number takes that of the tensor beside it.
     """
-    from dlc.ir.node import Node, apply
+    from dlc.ir.node import Node, current_builder
     from dlc.ir.types import promote
 
-    condition, a, b = (v._node if isinstance(v, Arithmetic) else v for v in (condition, a, b))
-    tensors = [value for value in (a, b) if isinstance(value, Node)]
-    if (
-        len(tensors) == 1
-    ):  # a number must take its type from the value beside it, not from the condition
-        other = tensors[0].builder.operand(b if a is tensors[0] else a, tensors[0])
-        a, b = (a, other) if a is tensors[0] else (other, b)
-    if isinstance(a, Node) and isinstance(b, Node):
-        common = promote(a.dtype, b.dtype)
-        a, b = a.to(common), b.to(common)
-    return apply("where", condition, a, b)
+    first = next((value for value in (condition, a, b) if isinstance(value, Node)), None)
+    builder = current_builder() if first is None else first.builder
+    x = builder.operand(a, b if isinstance(b, Node) else None)
+    y = builder.operand(b, a if isinstance(a, Node) else None)
+    common = promote(x.dtype, y.dtype)
+    return builder.node("where", (builder.operand(condition), x.to(common), y.to(common)))
 
 
 class Arithmetic:

@@ -47,10 +47,12 @@ class Pass(ABC):
     """A transformation of graphs; its fields are its options on the command line.
 
     A subclass is a frozen dataclass with a ``name`` (verb first, ``fold-bn``), one line of
-    docstring, and `run`.
+    docstring, and `run`. A check by value runs in float64 where it ``widens``, else in the graph's
+    own element types.
     """
 
     name: ClassVar[str]
+    widens: ClassVar[bool] = True
 
     @property
     def requires(self) -> tuple[Property, ...]:
@@ -215,10 +217,12 @@ def _origins(nodes: Sequence[Node] | set[Node]) -> set[Origin]:
 
 
 def _check_step(step: Pass, before: Graph, after: Graph, check: Check) -> None:
-    difference = check.difference(before, after)
+    difference = check.difference(before, after, step.widens)
     if not difference:
         return
-    culprit = _first_wrong(step, before, lambda graph: not check.difference(before, graph))
+    culprit = _first_wrong(
+        step, before, lambda graph: not check.difference(before, graph, step.widens)
+    )
     raise RuleError(f"the pass {step} changes values: {difference}\n{culprit}")
 
 

@@ -45,6 +45,11 @@ class Group:
         return list(dict.fromkeys(s for node in self.inside for s in node.inputs if s not in own))
 
     @property
+    def outputs_set(self) -> set[Node]:
+        """The outputs as a set, since `in` on a tuple compares by ==, which builds nodes."""
+        return set(self.outputs)
+
+    @property
     def flops(self) -> Size:
         """Floating-point operations, one for each op of a scalar expression, two for a multiply-
         add.

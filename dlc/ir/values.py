@@ -18,8 +18,6 @@ from dlc.ir.op import Array
 from dlc.ir.sizes import evaluate
 from dlc.ir.types import is_float
 
-Evaluate = Callable[[Graph, Mapping[str, Array]], Sequence[Array]]
-
 
 @dataclass(frozen=True)
 class Check:
@@ -28,27 +26,33 @@ class Check:
     Parameters
     ----------
     evaluate : callable
-        ``(graph, arrays by name) -> arrays``, in float64 where the graph says float32.
+        ``(graph, arrays by name, dtype=...) -> arrays``; with dtype "float64" in float64 where the
+        graph says float32, with None as the graph says. The reference backend's ``run`` is one.
     rtol : float
-        Difference allowed, relative to the largest element of each output.
+        Difference allowed in float64, relative to the largest element of each output.
     seed : int
         Of the random arrays.
     arrays : mapping, optional
         Arrays for some of the inputs and parameters, by name; the others are random.
     """
 
-    evaluate: Evaluate
+    evaluate: Callable[..., Sequence[Array]]
     rtol: float = 1e-9
     seed: int = 0
     arrays: Mapping[str, Array] | None = None
 
-    def difference(self, before: Graph, after: Graph) -> str:
-        """In words, how the first output that differs does; empty if none does."""
+    def difference(self, before: Graph, after: Graph, widen: bool = True) -> str:
+        """In words, how the first output that differs does; empty if none does.
+
+        Without ``widen`` the graphs are evaluated in their own element types, and must agree to the
+        bit: for what rounds to these types by design, such as folded constants.
+        """
+        dtype, rtol = ("float64", self.rtol) if widen else (None, 0.0)
         arrays = {**random_arrays(before, self.seed), **(self.arrays or {})}
-        expected = self.evaluate(before, _used(before, arrays))
-        came = self.evaluate(after, _used(after, arrays))
+        expected = self.evaluate(before, _used(before, arrays), dtype=dtype)
+        came = self.evaluate(after, _used(after, arrays), dtype=dtype)
         for name, a, b in zip(before.output_names, expected, came, strict=True):
-            if message := _difference(np.asarray(a), np.asarray(b), self.rtol):
+            if message := _difference(np.asarray(a), np.asarray(b), rtol):
                 return f"output {name!r} {message}"
         return ""
 

@@ -24,6 +24,7 @@ import difflib
 import inspect
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -144,16 +145,15 @@ def _pass(name: str, options: str) -> Pass:
         advice = f"; did you mean {near[0]!r}?" if near else ""
         raise ArgumentError(f"there is no pass {name!r}{advice} The passes are {', '.join(names)}")
     given = _options(name, options)
-    fields = known[name].__dataclass_fields__
-    if unknown := [option for option in given if option not in fields]:
-        raise ArgumentError(
-            f"the pass {name} has the options {', '.join(fields) or 'none'}, got {unknown[0]!r}"
-        )
+    defaults = {field.name: field.default for field in fields(known[name])}
     for option, value in given.items():
-        default = fields[option].default
-        if type(value) is not type(default):
+        if option not in defaults:
+            have = ", ".join(defaults) or "none"
+            raise ArgumentError(f"the pass {name} has the options {have}, got {option!r}")
+        kind = type(defaults[option])
+        if type(value) is not kind:
             raise ArgumentError(
-                f"the option {option} of {name} is of type {type(default).__name__}, got {value!r}"
+                f"the option {option} of {name} is of type {kind.__name__}, got {value!r}"
             )
     return known[name](**given)
 

@@ -62,10 +62,18 @@ def on_inputs(v: Node, w: Node, groups: int) -> Node:
     return rows.reshape((outputs, inputs, 1, 1))
 
 
+def _scale(v: Node, g: Node, eps: float) -> Node:
+    return g / (v + eps).sqrt()
+
+
+def _channel(vector: Node, x: Node) -> Node:
+    """A vector (C,) as (C, 1, ...), which broadcasts along the channels of ``x``."""
+    return vector.reshape((x.shape[1], *(1,) * (x.ndim - 2)))
+
+
 def _scale_and_shift(x: Node, m: Node, v: Node, g: Node, b: Node, eps: float) -> Node:
-    s = g / (v + eps).sqrt()
-    shape = (x.shape[1], *(1,) * (x.ndim - 2))
-    return x * s.reshape(shape) + (b - m * s).reshape(shape)
+    s = _scale(v, g, eps)
+    return x * _channel(s, x) + _channel(b - m * s, x)
 
 
 def _through(t: Node, w: Node, groups: int) -> Node:
@@ -91,9 +99,16 @@ def _plus(b: tuple[Node, ...], t: Node) -> Node:
 
 NORMAL_FORM = (
     rule(
+        "bn(x, 0, v, g, 0) -> x·s",
+        lambda x, v, g, e: op.batch_norm(x, 0, v, g, 0, eps=e),
+        lambda x, v, g, e: x * _channel(_scale(v, g, e), x),
+        parametric("v", "g"),
+        rounding=4,
+    ),
+    rule(
         "bn(x, m, v, g, b) -> x·s + t",
-        lambda x, m, v, g, b, e: op.batch_norm(x, m, v, g, b, eps=e),
-        lambda x, m, v, g, b, e: _scale_and_shift(x, m, v, g, b, e),
+        lambda x, m, v, g, b, eps: op.batch_norm(x, m, v, g, b, eps=eps),
+        _scale_and_shift,
         parametric("m", "v", "g", "b"),
         rounding=8,
     ),

@@ -34,7 +34,48 @@ def reads_memory(node: Node) -> bool:
 
 def fuse(graph: Graph, layouts: Mapping[Node, Layout]) -> tuple[Group, ...]:
     """The groups of a graph, each after those that it reads."""
-    return _with_views(_Fusion(graph, layouts).groups(), graph, layouts)
+    groups = _siblings(_Fusion(graph, layouts).groups(), layouts)
+    return _with_views(groups, graph, layouts)
+
+
+def _siblings(groups: Sequence[Group], layouts: Mapping[Node, Layout]) -> tuple[Group, ...]:
+    """Neighbouring groups that walk the same elements made one, so that what both read is read once."""
+    merged: list[Group] = []
+    for group in groups:
+        if merged and _same_walk(merged[-1], group, layouts):
+            first = merged.pop()
+            inside = dict.fromkeys((*first.inside, *group.inside))
+            group = Group(first.anchor, tuple(inside), (*first.outputs, *group.outputs))
+        merged.append(group)
+    return tuple(merged)
+
+
+def _same_walk(first: Group, second: Group, layouts: Mapping[Node, Layout]) -> bool:
+    """Whether two groups can share their loops: pointwise ones of one shape and layout, or reductions
+    of one value over the same axes that do not read each other.
+    """
+    kinds = {group.anchor.op.kind for group in (first, second)}
+    if kinds == {Kind.POINTWISE}:
+        a, b = first.outputs[0], second.outputs[0]
+        pointwise = all(node.op.kind is Kind.POINTWISE for node in (*first.inside, *second.inside))
+        alike = a.shape == b.shape and layouts[a] == layouts[b] and _shares(first, second)
+        return (
+            pointwise
+            and alike
+            and all(n.shape == a.shape for n in second.inputs if n in first.outputs_set)
+        )
+    if kinds == {Kind.REDUCE}:
+        a, b = first.anchor, second.anchor
+        over = a.inputs[0] is b.inputs[0] and a.attrs.get("axes", ()) == b.attrs.get("axes", ())
+        positions = _position(a) or _position(b)
+        apart = not first.outputs_set & set(second.inputs)
+        return over and not positions and apart and a.attrs["keepdims"] == b.attrs["keepdims"]
+    return False
+
+
+def _shares(first: Group, second: Group) -> bool:
+    """Whether the second group reads something that the first reads or writes."""
+    return bool(set(second.inputs) & (set(first.inputs) | first.outputs_set))
 
 
 def _with_views(

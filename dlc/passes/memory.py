@@ -7,10 +7,16 @@ of each buffer.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
 
 from dlc.ir.graph import Graph
 from dlc.ir.node import Node
+from dlc.ir.op import Kind
 from dlc.ir.plan import SLACK, Buffer, Layout, align
 from dlc.ir.schedule import Group, Schedule
 from dlc.ir.sizes import bounds
@@ -31,9 +37,8 @@ def assign_memory(
             kind = "input" if node.op.name == "input" else "parameter"
             buffers[node] = Buffer(str(node.name), kind, node.tensor_type, Layout.rows(node.ndim))
         elif node.op.name == "constant":
-            buffers[node] = Buffer(
-                f"constant{len(buffers)}", "constant", node.tensor_type, Layout.rows(node.ndim)
-            )
+            name = f"constant_{content_digest(node.attrs['value'])}"
+            buffers[node] = Buffer(name, "constant", node.tensor_type, Layout.rows(node.ndim))
     ends = {owner.get(node, node) for node in graph.outputs}
     names = {
         owner.get(n, n): name for n, name in zip(graph.outputs, graph.output_names, strict=True)
@@ -48,6 +53,13 @@ def assign_memory(
                 buffers[node] = Buffer(names[node], "output", node.tensor_type, layouts[node])
                 continue
             until = len(groups) if node in ends else last_use.get(node, number)
+            spent = (
+                None if node in ends else _spent(group, number, buffers, layouts, last_use, owner)
+            )
+            if spent is not None:
+                arena.extend(spent.offset, until)
+                buffers[node] = replace(spent, name=f"value{number}")
+                continue
             kind = "prepared" if node in ends else "arena"
             made = Buffer(names.get(node, f"value{number}"), kind, node.tensor_type, layouts[node])
             offset = (
@@ -64,6 +76,12 @@ def assign_memory(
     return Schedule(graph, tuple(groups), layouts, buffers, arena.size)
 
 
+def content_digest(array: np.ndarray[Any, Any]) -> str:
+    """A name for an array's content, element type and shape."""
+    head = f"{array.dtype.str}{array.shape}".encode()
+    return hashlib.sha256(head + np.ascontiguousarray(array).tobytes()).hexdigest()[:16]
+
+
 def _owners(groups: Sequence[Group]) -> dict[Node, Node]:
     """For each written value the one whose memory it lies in: itself, or for views the value that
     they show.
@@ -74,6 +92,28 @@ def _owners(groups: Sequence[Group]) -> dict[Node, Node]:
             source = node.inputs[0] if group.view else None
             owner[node] = owner.get(source, source) if source is not None else node
     return owner
+
+
+def _spent(
+    group: Group,
+    number: int,
+    buffers: Mapping[Node, Buffer],
+    layouts: Mapping[Node, Layout],
+    last_use: Mapping[Node, int],
+    owner: Mapping[Node, Node],
+) -> Buffer | None:
+    """The buffer of a value that a contraction adds as it stores, and that nobody reads later: the
+    result takes its place, element by element.
+    """
+    if group.anchor.op.kind is not Kind.CONTRACT:
+        return None
+    out, anchored = group.outputs[0], set(group.anchor.inputs)
+    for node in group.inputs:
+        own = node in buffers and owner.get(node) is node and buffers[node].role == "arena"
+        alike = own and node.type == out.type and buffers[node].layout == layouts[out]
+        if alike and node not in anchored and last_use[node] == number:
+            return buffers[node]
+    return None
 
 
 def _last_uses(groups: Sequence[Group], owner: Mapping[Node, Node]) -> dict[Node, int]:
@@ -90,6 +130,12 @@ class _Arena:
     def __init__(self) -> None:
         self.placed: list[tuple[int, int, int, int]] = []  # offset, end, first, last
         self.size = 0
+
+    def extend(self, offset: int, last: int) -> None:
+        """Let the buffer that was placed at ``offset`` last live longer."""
+        at = max(i for i, place in enumerate(self.placed) if place[0] == offset)
+        start, end, first, _ = self.placed[at]
+        self.placed[at] = (start, end, first, last)
 
     def place(self, nbytes: int, first: int, last: int) -> int:
         """Offset of a buffer that lives from step ``first`` to ``last``, both included."""

@@ -25,7 +25,6 @@ from dlc.runtime.pool import Pool
 Array: TypeAlias = "np.ndarray[Any, Any]"
 #: Bindings of dimensions whose frames are kept.
 KEPT_BINDINGS = 16
-_ERRORS = {1: "an index is out of range"}
 
 
 class Memory:
@@ -117,7 +116,7 @@ class Runner:
         state = _State(parameters, self.plan.prepared)
         if self.plan.prepare:
             values = {dim.name: dim.max for dim in self.plan.dims}
-            self._run(self._frame(state, self.plan.prepare, values))
+            self._run(self._frame(state, self.plan.prepare, values), self.plan.prepare)
         self._state = state
 
     def __call__(self, *arrays: Array) -> list[Array]:
@@ -137,7 +136,7 @@ class Runner:
         for word, number, offset in leased.patches:
             leased.words[word] = addresses[number] + offset
         try:
-            self._run(leased)
+            self._run(leased, self.plan.main)
         finally:
             self._release(state, key, leased)
         return [self._result(buffer, fresh, sources) for buffer in self._makers]
@@ -149,12 +148,13 @@ class Runner:
             return fresh[buffer.name]
         return sources[self.plan.input_names.index(buffer.name)].copy()
 
-    def _run(self, leased: _Frame) -> None:
+    def _run(self, leased: _Frame, steps: Sequence[Step]) -> None:
         leased.words[frame.ERROR] = 0
         self.pool.call(leased.address)
-        if leased.words[frame.ERROR]:
-            code, position = int(leased.words[frame.ERROR]), int(leased.words[frame.ERROR_POSITION])
-            raise IndexError(f"{_ERRORS.get(code, 'a kernel reported an error')}: got {position}")
+        site = int(leased.words[frame.ERROR])
+        if site:
+            position = int(leased.words[frame.ERROR_POSITION])
+            raise IndexError(f"{steps[site - 1].label}: the index {position} is out of range")
 
     def _lease(self, state: _State, key: tuple[int, ...], values: Mapping[str, int]) -> _Frame:
         with self._lock:

@@ -1,10 +1,13 @@
 """Native calls by hand: kernels from source, the interpreter, and frames of steps."""
 
+from __future__ import annotations
+
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 
+from dlc.backends.native.machine import float_mode, program, set_float_mode
 from dlc.runtime import frame
 from dlc.runtime.entry import ENTRIES as ENTRY
 from dlc.runtime.loader import link
@@ -19,15 +22,7 @@ def count(counts, thread, threads):
 """,
         [("counts", "int64*")],
     ),
-    # Each thread writes the round it is in.
-    "write": (
-        """
-def write(cells, thread, threads):
-    cells[thread * 16] += 1
-""",
-        [("cells", "int64*")],
-    ),
-    # Each thread compares its neighbour's round with its own, and counts where they differ.
+    # Each thread compares its neighbour's count with its own, and counts where they differ.
     "compare": (
         """
 def compare(cells, thread, threads):
@@ -47,6 +42,7 @@ def burn(cells, rounds, thread, threads):
 """,
         [("cells", "int64*"), ("rounds", "int64")],
     ),
+    # The first thread reports an error.
     "report": (
         """
 def report(header, code, position, thread, threads):
@@ -72,7 +68,19 @@ def scale(x, y, n, factor, thread, threads):
         ],
     ),
 }
-SYMBOLS = (*ENTRIES, *ENTRY, *KERNELS)
+
+
+def mode() -> int:
+    """This thread's floating-point mode."""
+    return float_mode()
+
+
+def set_mode(word: int) -> int:
+    """Set it."""
+    return set_float_mode(word)
+
+
+SYMBOLS = (*ENTRIES, *ENTRY, *KERNELS, "mode", "set_mode")
 
 
 @cache
@@ -87,7 +95,7 @@ def code():
     for name, (source, params) in KERNELS.items():
         text = lower(source, name, [Param(*param) for param in params], isa)
         kernels.append(objects.build(text, [name], isa))
-    return [interpreter.build(isa), entry.build(isa), *kernels]
+    return [interpreter.build(isa), entry.build(isa), program([mode, set_mode], isa), *kernels]
 
 
 def load(folder=None):

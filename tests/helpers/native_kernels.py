@@ -58,7 +58,7 @@ def run(kernel, isa, values, threads=1):
 
 
 def guarded(shape, dtype):
-    """An array of NaN inside a larger one of NaN with another payload, and a check of the latter."""
+    """An array of NaN, and a check that nothing was written around it."""
     count = int(np.prod(shape))
     kind = {"float32": (np.uint32, 0x7FC0BEEF), "float64": (np.uint64, 0x7FF80000DEADBEEF)}
     bits, pattern = kind[dtype]
@@ -83,6 +83,7 @@ def bound(x_abs_w_abs, products, dtype, roundings=0):
 def panels(w):
     """[G, N, A, B, C] in panels: [G, ceil(N / 32), A, B, C, 32]."""
     groups, columns, *rest = w.shape
-    full = np.zeros((groups, -(-columns // 32) * 32, *rest), w.dtype)
+    count = -(-columns // 32)
+    full = np.zeros((groups, count * 32, *rest), w.dtype)
     full[:, :columns] = w
-    return np.ascontiguousarray(np.moveaxis(full.reshape(groups, -1, 32, *rest), 2, -1))
+    return np.ascontiguousarray(np.moveaxis(full.reshape(groups, count, 32, *rest), 2, -1))

@@ -1,4 +1,4 @@
-"""A compiled model as a shared library that needs no Python: the plan as data, the kernels as they are.
+"""A compiled model as a library that needs no Python: its plan as data, its kernels as they are.
 
 Nothing is generated for a model but tables and the C functions of its name. What reads the tables
 is one native program, the same for every model, and it works as `dlc.runtime.runner` does in

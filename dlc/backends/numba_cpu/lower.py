@@ -22,7 +22,7 @@ from dlc.backends.numba_cpu.loops import pointwise_kernel
 from dlc.backends.numba_cpu.opaque import OPAQUE, opaque_kernel
 from dlc.backends.numba_cpu.reduce import reduce_kernel
 from dlc.backends.numba_cpu.window import window_kernel
-from dlc.backends.numba_cpu.writer import HEADER, SCRATCH, KernelSource, Start, Value
+from dlc.backends.numba_cpu.writer import HEADER, SCRATCH, SITE, KernelSource, Start, Value
 from dlc.ir.op import Kind
 from dlc.ir.plan import Address, Arg, Buffer, Layout, Plan, Scratch, Step
 from dlc.ir.schedule import Group, Schedule
@@ -45,6 +45,7 @@ class Lowering:
     objects: dict[str, bytes] = field(default_factory=dict)
     constants: dict[str, Any] = field(default_factory=dict)
     scratch: Any = 0
+    site: int = 0
 
     def compile(self, prepare: Schedule, main: Schedule, prepared: int) -> Compiled:
         """The plan of both schedules and the objects of their kernels."""
@@ -85,6 +86,7 @@ class Lowering:
                     )
                     steps.append(self._step(kernel, schedule, "halo", barrier=False))
             kernel = self._named(group.label, kernel_of(group, schedule, self.isa))
+            self.site = len(steps) + 1
             steps.append(self._step(kernel, schedule, group.label, group=group))
         return steps
 
@@ -129,6 +131,8 @@ class Lowering:
             return Address(self._buffer(header))
         if arg is SCRATCH:
             return Scratch()
+        if arg is SITE:
+            return self.site
         if isinstance(arg, (Value, Start)):
             buffer = schedule.buffers[arg.node]
             start: Size = 0

@@ -200,7 +200,7 @@ def _scatter_add(writer: Writer, node: Node) -> None:
                 extent = writer.size(x.shape[axis])
                 with writer.block(f"if to < 0 or to >= {extent}:"):
                     writer.uses_header = True
-                    writer.line("raise_error(header, 1, to)")
+                    writer.line("raise_error(header, site, to)")
                 with writer.block("else:"):
                     to = as_size(_any(writer, "to"))
                     target = tuple(to if d == axis else i for d, i in enumerate(index))

@@ -282,7 +282,7 @@ class Writer:
         self.line(f"{here} = i64({position})")
         with self.block(f"if {here} < 0 or {here} >= {extent}:"):
             self.uses_header = True
-            self.line(f"raise_error(header, 1, {here})")
+            self.line(f"raise_error(header, site, {here})")
             self.line(f"{here} = i64(0)")
         var = Dim(here, 0, max(bounds(x.shape[axis])[1] - 1, 0))
         self.loops.add(var)
@@ -302,8 +302,8 @@ class Writer:
         params = [Param(self.pointers[n], STORED.get(n.dtype, n.dtype) + "*") for n in nodes]
         args: list[Any] = [Value(n) for n in nodes]
         if self.uses_header:
-            params.append(Param("header", "int64*"))
-            args.append(HEADER)
+            params += [Param("header", "int64*"), Param("site", "int64")]
+            args += [HEADER, SITE]
         params += [Param(text, "int64") for text in self.sizes.values()]
         args += list(self.sizes)
         head = f"def {name}({', '.join([*(p.name for p in params), 'thread', 'threads'])}):"
@@ -315,6 +315,13 @@ class _Header:
 
 
 HEADER = _Header()
+
+
+class _Site:
+    """The kernel argument that tells its step from others when it reports an error: 1 and up."""
+
+
+SITE = _Site()
 
 
 class _Scratch:
@@ -419,6 +426,7 @@ def loop_over(shape: Sequence[Size], order: Sequence[int], prefix: str = "i") ->
 
 __all__ = [
     "HEADER",
+    "SITE",
     "Floor",
     "KernelSource",
     "Loop",
