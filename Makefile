@@ -36,6 +36,7 @@ bench: $(READY)
 # The pages that are printed from the code.
 docs: $(READY)
 	$(BIN)/python -m dlc.config > docs/configuration.md
+	$(BIN)/python -m dlc.ops.coverage > docs/coverage.md
 
 clean:
 	rm -rf .venv build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache

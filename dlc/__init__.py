@@ -31,6 +31,8 @@ _PUBLIC = {
     "nn": ("dlc.frontend.nn", ""),
     "functional": ("dlc.frontend.functional", ""),
     "models": ("dlc.frontend.models", ""),
+    "init": ("dlc.frontend.init", ""),
+    "einsum": ("dlc.frontend.einsum", "einsum"),
     "passes": ("dlc.passes", ""),
     "config": ("dlc.config", ""),
     "errors": ("dlc.errors", ""),
@@ -82,8 +84,10 @@ if TYPE_CHECKING:
     from dlc.errors import IndexError as IndexError
     from dlc.errors import ShapeError as ShapeError
     from dlc.frontend import functional as functional
+    from dlc.frontend import init as init
     from dlc.frontend import models as models
     from dlc.frontend import nn as nn
+    from dlc.frontend.einsum import einsum as einsum
     from dlc.frontend.random import seed as seed
     from dlc.frontend.weights import load_weights as load_weights
     from dlc.frontend.weights import save_weights as save_weights

@@ -93,7 +93,7 @@ def _executable(
     else:
         runner, kernels = _native(traced.graph, optimised, (opt, verify), threads)
     return Executable(
-        optimised, runner, kernels, sources, _flattener(traced), _finisher(traced), latest_version
+        optimised, runner, kernels, sources, _flattener(traced), _finisher(traced), latest_version, _is_flat(traced)
     )
 
 
@@ -123,6 +123,8 @@ class _Frozen:
 
 class _Reference:
     """Runs a graph op by op in NumPy."""
+
+    recent = None
 
     def __init__(self, graph: Graph):
         self._graph = graph
@@ -161,7 +163,7 @@ def _native(
 
     compiled = unpack(_cached(("model", graph.structure_key(), options, isa.name), build))
     linked = link(list(compiled.objects.values()), compiled.plan.kernels)
-    runner = Runner(compiled.plan, linked, _pool(machine.count(threads)), compiled.constants)
+    runner = Runner(compiled.plan, linked, _pool(machine.count(threads)), compiled.constants, _entry())
     return runner, _kernels(compiled.plan, compiled.sources)
 
 
@@ -186,6 +188,21 @@ def _pool(threads: int) -> Pool:
         return link([_cached(("interpreter", isa.host().name), build)], ENTRIES)
 
     return shared(threads, load)
+
+
+@functools.cache
+def _entry() -> Linked:
+    """The native entry of calls from Python."""
+    from dlc.backends.native.isa import host
+    from dlc.runtime.entry import ENTRIES as names
+    from dlc.runtime.loader import link
+
+    def build() -> bytes:
+        from dlc.backends.native import entry
+
+        return entry.build(host())
+
+    return link([_cached(("entry", host().name), build)], names)
 
 
 def _kernels(plan: Plan, sources: Mapping[str, str]) -> tuple[Kernel, ...]:
@@ -226,6 +243,13 @@ def _finisher(traced: Traced) -> Callable[[Sequence[Array]], Any]:
         return traced.structure.build(list(outputs[:results]))
 
     return finish
+
+
+def _is_flat(traced: Traced) -> bool:
+    """Whether calls give plain arrays by position and get one back."""
+    args, kwargs = traced.arguments.children
+    arrays = all(child.kind == "leaf" for child in args.children) and not kwargs.children
+    return arrays and traced.structure.kind == "leaf" and not traced.graph.aliases
 
 
 class _Calls:

@@ -10,6 +10,7 @@ from helpers.traced import call, outputs, run
 import dlc.frontend.functional as F
 from dlc.errors import ArgumentError, Error, ShapeError, TraceError
 from dlc.frontend import nn, random, tensors
+from dlc.frontend.einsum import einsum
 from dlc.frontend.trace import trace
 from dlc.ir.sizes import Dim
 from dlc.ir.types import TensorSpec
@@ -346,6 +347,42 @@ def test_indexing_functions(rng):
     classes = outputs(lambda i: F.one_hot(i, 5), index)
     np.testing.assert_array_equal(classes, torch.nn.functional.one_hot(i, 5))
     assert classes.dtype == "int64"
+
+
+@pytest.mark.parametrize(
+    ("equation", "shapes"),
+    [
+        ("ij,jk->ik", [(2, 3), (3, 4)]),
+        ("ij,jk", [(2, 3), (3, 4)]),
+        ("bhid,bhjd->bhij", [(2, 3, 4, 5), (2, 3, 6, 5)]),
+        ("bhij,bjhd->bihd", [(2, 3, 4, 6), (2, 6, 3, 5)]),
+        ("ij->ji", [(2, 3)]),
+        ("ij->i", [(2, 3)]),
+        ("ij->", [(2, 3)]),
+        ("ij,ij->ij", [(2, 3), (2, 3)]),
+        ("ij,ij->", [(2, 3), (2, 3)]),
+        ("i,j->ij", [(2,), (3,)]),
+        ("ijk,jl->kil", [(2, 3, 4), (3, 5)]),
+        ("ij , jk, kl -> il", [(2, 3), (3, 4), (4, 5)]),
+        ("ai,bi,ci->abc", [(2, 3), (4, 3), (5, 3)]),
+        ("ij,k->k", [(2, 3), (4,)]),
+    ],
+)
+def test_einsum_sums_products(equation, shapes, rng):
+    arrays = [rng.normal(size=shape) for shape in shapes]
+    y = outputs(lambda *x: einsum(equation, *x), *arrays)
+    np.testing.assert_allclose(y, np.einsum(equation, *arrays), rtol=1e-12, atol=1e-12)
+
+
+def test_einsum_refuses_what_it_cannot_read():
+    x, y = TensorSpec((2, 3)), TensorSpec((4, 5))
+    for equation in ("ii,jk->i", "i...,jk->ik", "ij->ij", "ij,jk->im", "ij,jk->ii"):
+        with pytest.raises(ArgumentError, match="einsum expects letters for 2 operands"):
+            trace(lambda a, b, e=equation: einsum(e, a, b), x, y)
+    with pytest.raises(ShapeError, match="one size for 'j' in 'ij,jk', got 3 and 4"):
+        trace(lambda a, b: einsum("ij,jk", a, b), x, y)
+    with pytest.raises(ShapeError, match=r"3 axes for 'ijk' in 'ijk,jk', got \(2, 3\)"):
+        trace(lambda a, b: einsum("ijk,jk", a, b), x, y)
 
 
 @pytest.mark.parametrize(

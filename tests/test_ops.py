@@ -5,6 +5,7 @@ A new op is covered by being in the table; nothing here names one, but for what 
 
 import dataclasses
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -30,6 +31,7 @@ from dlc.ir.node import Builder
 from dlc.ir.op import OPS, Kind, OpDef
 from dlc.ir.sizes import Dim, as_size, evaluate
 from dlc.ir.types import TupleType, tensor
+from dlc.ops.coverage import page
 
 ALL = list(OPS)
 WITH_SAMPLES = [op for op in ALL if op.samples]
@@ -238,6 +240,7 @@ def tensors(arrays, wrt=()):
 
 @each([op for op in WITH_SAMPLES if op.torch])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.filterwarnings("ignore:var..: degrees of freedom")  # NaN is what the sample is about
 def test_the_pytorch_twin_agrees_forward_and_backward(op: OpDef, dtype):
     for sample in samples(op):
         graph, arrays, outputs = evaluated(op, sample, dtype)
@@ -368,3 +371,11 @@ def test_the_expansion_of_a_composite_is_the_reference(op: OpDef, dtype):
             np.testing.assert_allclose(
                 a, b, *((1e-5, 1e-5) if dtype == "float32" else (1e-10, 1e-10))
             )
+
+
+# The page.
+
+
+def test_the_page_of_the_table_is_up_to_date():
+    stored = (Path(__file__).parents[1] / "docs" / "coverage.md").read_text()
+    assert stored == page(), "print it again: python -m dlc.ops.coverage > docs/coverage.md"

@@ -72,17 +72,73 @@ METHODS = [
     *(
         (lambda x, name=name: getattr(x, name)(), Y)
         for name in (
-            "abs ceil cos erf exp expm1 floor isnan log log1p logical_not neg reciprocal relu "
-            "round rsqrt sigmoid sign sin sqrt square tanh trunc sum mean prod amax amin argmax "
-            "argmin any all max min var std flatten squeeze contiguous float double int long bool"
-        ).split()
+            "abs",
+            "ceil",
+            "cos",
+            "erf",
+            "exp",
+            "expm1",
+            "floor",
+            "isnan",
+            "log",
+            "log1p",
+            "logical_not",
+            "neg",
+            "reciprocal",
+            "relu",
+            "round",
+            "rsqrt",
+            "sigmoid",
+            "sign",
+            "sin",
+            "sqrt",
+            "square",
+            "tanh",
+            "trunc",
+            "sum",
+            "mean",
+            "prod",
+            "amax",
+            "amin",
+            "argmax",
+            "argmin",
+            "any",
+            "all",
+            "max",
+            "min",
+            "var",
+            "std",
+            "flatten",
+            "squeeze",
+            "contiguous",
+            "float",
+            "double",
+            "int",
+            "long",
+            "bool",
+        )
     ),
     *(
         (lambda x, y, name=name: getattr(x, name)(y), X, Y)
         for name in (
-            "add sub mul div maximum minimum floor_divide remainder eq ne lt le gt ge "
-            "logical_and logical_or type_as"
-        ).split()
+            "add",
+            "sub",
+            "mul",
+            "div",
+            "maximum",
+            "minimum",
+            "floor_divide",
+            "remainder",
+            "eq",
+            "ne",
+            "lt",
+            "le",
+            "gt",
+            "ge",
+            "logical_and",
+            "logical_or",
+            "type_as",
+        )
     ),
     (lambda y: y.pow(2.5), Y),
     (lambda x: x.clamp(-0.5, 0.5), X),

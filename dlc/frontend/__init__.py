@@ -6,7 +6,7 @@ parameter    arrays that a model owns: parameters and buffers
 module       nn.Module, as PyTorch's
 tree         nested tuples, lists and dicts of arguments and results
 trace        runs a function on symbols and gives its graph
-tensors      functions of tensors: dlc.exp, dlc.cat
+tensors      functions of tensors: dlc.exp, dlc.cat;  einsum: dlc.einsum
 functional   functions of neural networks: F.conv2d, F.softmax
 random       the generator behind dlc.seed;  init: initial values of parameters
 nn           layers, a family a file

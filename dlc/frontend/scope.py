@@ -170,6 +170,7 @@ class Scope:
     # Where the user is.
 
     def place(self) -> Origin:
+        """The module that runs, and the user's line."""
         file, line = user_place()
         return Origin(self._path, file, line)
 

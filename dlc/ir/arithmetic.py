@@ -48,6 +48,7 @@ def where(condition: object, a: object, b: object) -> Node:
     from dlc.ir.node import Node, current_builder
     from dlc.ir.types import promote
 
+    condition, a, b = (v._node if isinstance(v, Arithmetic) else v for v in (condition, a, b))
     first = next((value for value in (condition, a, b) if isinstance(value, Node)), None)
     builder = current_builder() if first is None else first.builder
     x = builder.operand(a, b if isinstance(b, Node) else None)
@@ -468,7 +469,8 @@ class Arithmetic:
     def __getitem__(self, key: object) -> Node:
         from dlc.ir.indexing import index
 
-        return index(self._node, key)
+        items = key if isinstance(key, tuple) else (key,)
+        return index(self._node, tuple(i._node if isinstance(i, Arithmetic) else i for i in items))
 
     def __len__(self) -> Int:
         return self._static_length("len()")

@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from dlc.ir.node import Node
 
 
-def index(node: Node, key: object) -> Node:
+def index(node: Node, key: tuple[Any, ...]) -> Node:
     """The part of ``node`` that ``key`` names, as PyTorch reads it.
 
     Parameters
     ----------
     node : Node
-    key : int, size, slice, None, Ellipsis, integer tensor or array, or a tuple of these
+    key : tuple of int, size, slice, None, Ellipsis, integer tensor or array
         At most one is a tensor; its dimensions take the place of the one it indexes.
 
     Raises
@@ -32,7 +32,7 @@ def index(node: Node, key: object) -> Node:
     TraceError
         The shape of the result would depend on values (a mask), or there are several tensors.
     """
-    items = _complete(key if isinstance(key, tuple) else (key,), node)
+    items = _complete(key, node)
     axes = [item for item in items if item is not None]
     cut = _cut(node, axes)
     tensors = [axis for axis, item in enumerate(axes) if _is_tensor(item)]

@@ -537,5 +537,5 @@ def _is_number(value: np.generic, number: bool | int | float) -> bool:
         return False
     with np.errstate(invalid="ignore", over="ignore"):
         cast = np.asarray(number).astype(value.dtype)[()]
-    exact = bool(cast == number) or (number != number and bool(cast != cast))
+        exact = bool(cast == number) or (number != number and bool(cast != cast))
     return exact and cast.tobytes() == value.tobytes()

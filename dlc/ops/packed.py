@@ -258,7 +258,8 @@ def _matmul_packed_type(a: TensorType, b: TensorType, *, columns: Size) -> Tenso
 def _matmul_packed_ref(a: Array, b: Array, *, columns: int) -> Array:
     *batch, panels, k, lane = b.shape
     matrix = np.moveaxis(b, -3, -2).reshape(*batch, k, panels * lane)[..., :columns]
-    return np.matmul(a, np.ascontiguousarray(matrix))
+    y: Array = np.matmul(a, np.ascontiguousarray(matrix))
+    return y
 
 
 matmul_packed = OpDef(

@@ -21,6 +21,9 @@ from dlc.ir.types import is_float
 
 # Constants stand on the right.
 
+#: Not of `maximum` and `minimum`: which of 0.0 and -0.0 they take may depend on the order.
+SWAPPED = COMMUTATIVE - {"maximum", "minimum"}
+
 
 def _is_constant(node: Node) -> bool:
     return node.op.name == "constant" or uniform(node) is not None
@@ -28,13 +31,13 @@ def _is_constant(node: Node) -> bool:
 
 def _constant_first(node: Node) -> bool:
     return (
-        node.op.name in COMMUTATIVE
+        node.op.name in SWAPPED
         and _is_constant(node.inputs[0])
         and not _is_constant(node.inputs[1])
     )
 
 
-@procedure("c ∘ x -> x ∘ c", *sorted(COMMUTATIVE))
+@procedure("c ∘ x -> x ∘ c", *sorted(SWAPPED))
 def constants_right(node: Node) -> Node | None:
     """The constant operand of a commutative op goes to the right."""
     if not _constant_first(node):

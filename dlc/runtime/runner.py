@@ -8,7 +8,7 @@ each binding of dimensions, so that a repeated call only writes addresses.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -19,10 +19,15 @@ from dlc.ir.plan import SLACK, Address, Buffer, Plan, Scratch, Step, align
 from dlc.ir.sizes import Dim, Poly, Size, bounds, dims, evaluate, shape_text
 from dlc.ir.types import ITEMSIZE
 from dlc.runtime import frame
+from dlc.runtime.entry import DONE, FAILED, Argument, make_entry
 from dlc.runtime.loader import Linked
 from dlc.runtime.pool import Pool
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
+#: Calls of fewer floating-point operations run on the calling thread: sharing would cost more.
+SHARED_FLOPS = 500_000
+#: Calls of fewer keep the GIL, which another thread would give back after milliseconds only.
+HELD_FLOPS = 5_000_000
 #: Bindings of dimensions whose frames are kept.
 KEPT_BINDINGS = 16
 
@@ -34,6 +39,13 @@ class Memory:
         self._raw = np.empty(nbytes + 2 * SLACK, np.uint8)
         start = self._raw.ctypes.data
         self.address = align(start)
+
+    def read(self, buffer: Buffer) -> Array:
+        """A copy of a buffer of known size that lies here in row-major order."""
+        assert buffer.layout.plain, f"{buffer.name} has the layout {buffer.layout}"
+        start = self.address - self._raw.ctypes.data + buffer.offset
+        flat = self._raw[start : start + int(buffer.nbytes)].view(buffer.type.dtype)
+        return flat.reshape(buffer.type.shape).copy()
 
 
 @dataclass
@@ -61,6 +73,37 @@ class _State:
         self.parameters = parameters
         self.prepared = Memory(prepared)
         self.idle: dict[tuple[int, ...], list[_Frame]] = {}
+        self.fast: dict[tuple[int, ...], Fast] = {}
+
+
+class Fast:
+    """A repeated call: the same sizes and the same parameters as the last, on plain arrays.
+
+    Attributes
+    ----------
+    entry : callable
+        ``entry(*inputs, *outputs)`` gives a status; `DONE` only if everything fitted and ran.
+    """
+
+    __slots__ = ("_outputs", "_words", "entry")
+
+    def __init__(
+        self,
+        entry: Callable[..., int],
+        outputs: Sequence[tuple[tuple[int, ...], Any]],
+        words: Array,
+    ):
+        self.entry = entry
+        self._outputs = tuple(outputs)
+        self._words = words
+
+    def __call__(self, arrays: Sequence[Any]) -> list[Array] | None:
+        """Outputs of the call; None if it is not such a call, or failed, and nothing is done."""
+        fresh = [np.empty(shape, dtype) for shape, dtype in self._outputs]
+        status = self.entry(*arrays, *fresh)
+        if status == FAILED:  # the general way runs again and says what is wrong
+            self._words[frame.LEASED] = 0
+        return fresh if status == DONE else None
 
 
 class Runner:
@@ -73,6 +116,13 @@ class Runner:
         Where the plan's kernels are.
     pool : Pool
     constants : mapping of str to array
+    entry : Linked, optional
+        Holds the native entry, for `recent`.
+
+    Attributes
+    ----------
+    recent : Fast or None
+        Repeats the last call, if only arrays go in and out.
     """
 
     def __init__(
@@ -81,9 +131,12 @@ class Runner:
         linked: Linked,
         pool: Pool,
         constants: Mapping[str, Array],
+        entry: Linked | None = None,
     ):
         self.plan, self.linked, self.pool = plan, linked, pool
         self._constants = constants
+        self._entry = entry
+        self.recent: Fast | None = None
         self._lock = threading.Lock()
         self._state: _State | None = None
         self._specs = [plan.buffers[i] for i in plan.inputs]
@@ -117,7 +170,7 @@ class Runner:
         if self.plan.prepare:
             values = {dim.name: dim.max for dim in self.plan.dims}
             self._run(self._frame(state, self.plan.prepare, values), self.plan.prepare)
-        self._state = state
+        self._state, self.recent = state, None
 
     def __call__(self, *arrays: Array) -> list[Array]:
         """Outputs as fresh arrays, in the plan's order."""
@@ -139,14 +192,55 @@ class Runner:
             self._run(leased, self.plan.main)
         finally:
             self._release(state, key, leased)
-        return [self._result(buffer, fresh, sources) for buffer in self._makers]
+        self.recent = self._fast(state, key, values)
+        given = dict(zip(self.plan.input_names, sources, strict=True))
+        return [self._result(buffer, fresh, given, state) for buffer in self._makers]
 
     def _result(
-        self, buffer: Buffer, fresh: Mapping[str, Array], sources: Sequence[Array]
+        self, buffer: Buffer, fresh: Mapping[str, Array], given: Mapping[str, Array], state: _State
     ) -> Array:
+        """What a kernel wrote for an output, or a copy of what no kernel of a call writes."""
         if buffer.role == "output":
             return fresh[buffer.name]
-        return sources[self.plan.input_names.index(buffer.name)].copy()
+        if buffer.role == "prepared":
+            return state.prepared.read(buffer)
+        held = {"input": given, "parameter": state.parameters, "constant": self._constants}
+        return np.array(held[buffer.role][buffer.name])
+
+    def _fast(
+        self, state: _State, key: tuple[int, ...], values: Mapping[str, int]
+    ) -> Fast | None:
+        """The fast form of calls with these sizes, made once and kept."""
+        names = [buffer.name for buffer in self._makers]
+        plain = len(set(names)) == len(names) and all(b.role == "output" for b in self._makers)
+        if self._entry is None or not plain:
+            return None
+        if key not in state.fast:
+            if len(state.fast) >= KEPT_BINDINGS:
+                state.fast.clear()
+            made = self._frame(state, self.plan.main, values)
+            patches: dict[int, list[tuple[int, int]]] = {}
+            for word, number, offset in made.patches:
+                patches.setdefault(number, []).append((word, offset))
+            arguments = [
+                Argument(
+                    buffer.type.dtype,
+                    tuple(evaluate(size, values) for size in buffer.type.shape),
+                    patches.get(number, []),
+                    buffer.role == "output",
+                )
+                for number, buffer in enumerate((*self._specs, *self._makers))
+            ]
+            long = self._flops(values) > HELD_FLOPS
+            entry = make_entry(
+                self._entry, self.pool, made.address, arguments, keep=(made, state), release_gil=long
+            )
+            outputs = [(a.shape, np.dtype(a.dtype)) for a in arguments if a.writable]
+            state.fast[key] = Fast(entry, outputs, made.words)
+        return state.fast[key]
+
+    def _flops(self, values: Mapping[str, int]) -> int:
+        return sum(evaluate(step.flops, values) for step in self.plan.main)
 
     def _run(self, leased: _Frame, steps: Sequence[Step]) -> None:
         leased.words[frame.ERROR] = 0
@@ -181,7 +275,8 @@ class Runner:
         made.words[: frame.HEADER_WORDS] = 0
         words[frame.STEP_COUNT] = len(steps)
         words[frame.STEPS] = memory.address + 8 * frame.HEADER_WORDS
-        words[frame.THREADS] = self.pool.threads
+        alone = self._flops(values) < SHARED_FLOPS
+        words[frame.THREADS] = 1 if alone else self.pool.threads
         numbers = {
             name: i for i, name in enumerate((*self.plan.input_names, *self._output_names()))
         }

@@ -1,9 +1,40 @@
-"""Run what the frontend traces on the reference backend: the frontend's tests need no other."""
+"""What tests of the frontend share: small modules, and runs of what it traces on the reference."""
 
 import numpy as np
 
 from dlc.backends import reference
+from dlc.frontend import functional as F
+from dlc.frontend import nn
 from dlc.frontend.trace import flatten_arguments, trace
+from dlc.ir.types import TensorSpec
+
+X = TensorSpec((2, 3))
+
+
+class Scale(nn.Module):
+    """A layer with a parameter, a buffer and some arithmetic on both."""
+
+    def __init__(self, size=3):
+        super().__init__()
+        self.weight = nn.Parameter(np.arange(1.0, size + 1.0, dtype="float32"))
+        self.register_buffer("offset", np.ones(size, "float32"))
+        self.register_buffer("unsaved", np.zeros(size, "float32"), persistent=False)
+
+    def forward(self, x):
+        return x * self.weight + self.offset + self.unsaved
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList([Scale(), Scale()])
+
+    def forward(self, x, *, shift=None):
+        for layer in self.layers:
+            x = layer(x)
+        if shift is not None:
+            x = x + shift
+        return F.relu(x)
 
 
 def outputs(function, *args, **kwargs):

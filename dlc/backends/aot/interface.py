@@ -7,6 +7,7 @@ as a pointer to its elements in row-major order. Everything else is the same for
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -97,13 +98,13 @@ class Interface:
         """The text of the header."""
         prefix = self.name.upper()
         codes = "\n".join(
-            f"    {prefix}_{status} = {number}{',' * (number + 1 < len(_STATUSES))} /* {text} */"
+            f"{_comment(text)}\n    {prefix}_{status} = {number},"
             for number, ((status, _), text) in enumerate(zip(_STATUSES, self.messages, strict=True))
         )
         return _HEADER.format(
             name=self.name,
             prefix=prefix,
-            codes=codes,
+            codes=codes.removesuffix(","),
             ranges="".join(
                 f"#define {prefix}_{name.upper()}_MIN {dim.min}\n"
                 f"#define {prefix}_{name.upper()}_MAX {dim.max}\n"
@@ -147,6 +148,13 @@ class Interface:
         for kind, arrays in (("in", self.inputs), ("out", self.outputs)):
             lines += [f"{n} ({kind}): {t.dtype} {shape_text(t.shape)}" for n, t in arrays]
         return lines
+
+
+def _comment(text: str) -> str:
+    """Text as a C comment of an enumerator."""
+    return "\n".join(
+        textwrap.wrap(f"/* {text} */", 96, initial_indent="    ", subsequent_indent="     * ")
+    )
 
 
 def interface_of(plan: Plan, name: str, level: str) -> Interface:

@@ -223,7 +223,10 @@ def write_weights(path: Path, parameters: Mapping[str, Array]) -> Weights:
     """Write parameters as a safetensors file; two with the same header hold the same layout."""
     from safetensors.numpy import save_file
 
+    path.touch()
+    mode = path.stat().st_mode
     save_file({name: np.asarray(a, order="C") for name, a in parameters.items()}, path)
+    path.chmod(mode)  # safetensors lets its owner alone read a file
     with path.open("rb") as file:
         length = file.read(8)
         header = length + file.read(int.from_bytes(length, "little"))

@@ -78,7 +78,7 @@ def model_rows(plan: Plan, isa: Isa, data: Data) -> dict[str, Row]:
     ShapeError
         If a size can exceed 64 bits.
     """
-    sizes = _Sizes(plan.dims)
+    sizes = Sizes(plan.dims)
     rows: dict[str, Row] = {}
     for name, steps in (("prepare", plan.prepare), ("main", plan.main)):
         table, arguments = _steps(steps), _arguments(plan, steps, sizes, data)
@@ -129,7 +129,7 @@ def _steps(steps: Sequence[Step]) -> Row:
     return table
 
 
-def _arguments(plan: Plan, steps: Sequence[Step], sizes: _Sizes, data: Data) -> Row:
+def _arguments(plan: Plan, steps: Sequence[Step], sizes: Sizes, data: Data) -> Row:
     """The argument table of a program: a base and a size each."""
     numbers = [*plan.inputs, *plan.outputs]
     keys = [(plan.buffers[number].role, plan.buffers[number].name) for number in numbers]
@@ -163,7 +163,7 @@ def _start(buffer: Buffer, data: Data) -> int:
     return buffer.offset
 
 
-class _Sizes:
+class Sizes:
     """The distinct sizes of a plan, numbered, the dimensions first; `program.evaluate` says how
     the others are written down in `table`."""
 

@@ -92,7 +92,8 @@ class Lowering:
 
     def _named(self, label: str, kernel: KernelSource) -> KernelSource:
         """The kernel under its final name, kept for compilation."""
-        digest = _digest(kernel.source, kernel.params, [e.name for e in kernel.externs])
+        externs = [extern.name for extern in kernel.externs]
+        digest = _digest(self.isa.name, kernel.source, kernel.params, externs)
         stem = re.sub(r"[^a-z0-9_]+", "_", label.lower())[:40].strip("_")
         name = f"{stem}_{digest[:12]}"
         source = re.sub(r"^def \w+\(", f"def {name}(", kernel.source, count=1)
