@@ -5,7 +5,9 @@ do it.
 """
 
 import os
+import resource
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -84,6 +86,14 @@ def net(library, weights_path):
         yield net
 
 
+def test_the_kernels_are_the_objects_of_the_jit(weights_path, library):
+    made = compiled_lenet(host().name)
+    stored = write_weights(weights_path, lenet().state_dict())
+    linked = assemble({host(): made}, stored, "lenet").objects
+    assert {name: linked[name] for name in made.objects} == made.objects
+    assert linked.keys() - made.objects.keys() == {"interpreter", "program", "tables"}
+
+
 def test_the_bits_are_those_of_the_jit(net):
     run = jit(compiled_lenet(host().name), lenet().state_dict())
     for batch in (1, 3, 8, 64, 1):
@@ -124,18 +134,28 @@ def test_calls_from_many_threads(net):
     assert not wrong
 
 
+def in_child(function):
+    """What a function returns, a number, in a forked child."""
+    child = os.fork()
+    if child == 0:
+        status = 255
+        try:
+            status = function()
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
 def test_a_forked_child_runs_and_closes(net):
     x = images(8)
     expected = net([8], x)[0]
-    child = os.fork()
-    if child == 0:
-        status = 2
-        try:
-            status = int(not np.array_equal(net([8], x)[0], expected))
-            net.close()
-        finally:
-            os._exit(status)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+    def work():
+        same = np.array_equal(net([8], x)[0], expected)
+        net.close()
+        return int(same)
+
+    assert in_child(work) == 1
     np.testing.assert_array_equal(net([8], x)[0], expected)
 
 
@@ -184,6 +204,27 @@ def test_new_weights_need_no_new_library(library, tmp_path):
     with Net(library, tmp_path / "other.safetensors", logits) as net:
         assert net.status == words.OK, net.error(net.status)
         np.testing.assert_array_equal(net([3], images(3))[0], run(images(3))[0])
+
+
+def test_not_enough_memory(tmp_path, rng):
+    """The memory of a call is planned for the greatest size: here 16 PiB, more than addresses."""
+    w = rng.normal(size=(4, 4)).astype(np.float32)
+    rows = dlc.TensorSpec((Dim("rows", 1, 1 << 50), 4))
+    stored = write_weights(tmp_path / "weights", {})
+    entry = functions({host().name: compiled(lambda x: x @ w @ w, rows)}, stored)
+    net = Net(entry, tmp_path / "weights", logits)
+    assert (net.status, net.handle.value) == (words.OUT_OF_MEMORY, None)
+
+
+def test_not_enough_threads(library, weights_path):
+    """Their stacks do not fit into what the process may still take."""
+    taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+
+    def work():
+        resource.setrlimit(resource.RLIMIT_AS, (taken + (1 << 28),) * 2)
+        return Net(library, weights_path, logits, threads=words.THREADS_MAX).status
+
+    assert in_child(work) == words.OUT_OF_THREADS
 
 
 def test_every_status_has_a_message(net):
@@ -256,7 +297,7 @@ def test_constants(tmp_path, rng):
     table = rng.normal(size=(3, 5)).astype(np.float32)
     x = rng.normal(size=(4, 3)).astype(np.float32)
     [y] = run_as_library(
-        lambda x: x @ dlc.constant(table),
+        lambda x: x @ table,
         x,
         specs=[dlc.TensorSpec((BATCH, 3))],
         shapes=lambda batch: [((batch, 5), "float32")],

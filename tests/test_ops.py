@@ -4,6 +4,7 @@ A new op is covered by being in the table; nothing here names one, but for what 
 """
 
 import dataclasses
+import math
 import re
 from pathlib import Path
 
@@ -23,6 +24,8 @@ from helpers.op_testing import (
     operands,
     types_of,
 )
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dlc.backends.reference import evaluate_attrs, run
 from dlc.errors import Error
@@ -240,7 +243,7 @@ def tensors(arrays, wrt=()):
 
 @each([op for op in WITH_SAMPLES if op.torch])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.filterwarnings("ignore:var..: degrees of freedom")  # NaN is what the sample is about
+@pytest.mark.filterwarnings("ignore:var.*degrees of freedom")  # NaN is what the sample is about
 def test_the_pytorch_twin_agrees_forward_and_backward(op: OpDef, dtype):
     for sample in samples(op):
         graph, arrays, outputs = evaluated(op, sample, dtype)
@@ -371,6 +374,66 @@ def test_the_expansion_of_a_composite_is_the_reference(op: OpDef, dtype):
             np.testing.assert_allclose(
                 a, b, *((1e-5, 1e-5) if dtype == "float32" else (1e-10, 1e-10))
             )
+
+
+@given(shapes=st.lists(st.sampled_from([1, 2, 3, 4, 6]), max_size=4), rng=st.randoms())
+def test_the_index_of_any_reshape_is_numpys(shapes, rng):
+    factors = [f for n in shapes for f in (rng.sample([1, n], 2) if n != 6 else [2, 3])]
+    cuts = sorted(rng.choices(range(len(factors) + 1), k=3))
+    parts = zip([0, *cuts], [*cuts, len(factors)], strict=True)
+    target = tuple(math.prod(factors[a:b]) for a, b in parts)
+    array = np.arange(math.prod(shapes)).reshape(shapes)
+    loop = [Dim(f"i{k}", 0, n - 1) for k, n in enumerate(target)]
+    types = [tensor("int64", shapes)]
+    (access,) = OPS["reshape"].move.index(tuple(map(as_size, loop)), types, shape=target)
+    expected = array.reshape(target)
+    for place in np.ndindex(target):
+        values = {dim.name: at for dim, at in zip(loop, place, strict=True)}
+        assert array[tuple(evaluate(size, values) for size in access.index)] == expected[place]
+
+
+# The checks themselves: each must catch what it is for.
+
+
+def wrong(name, **fields):
+    return dataclasses.replace(OPS[name], **fields)
+
+
+@pytest.mark.parametrize(
+    "op",
+    [
+        wrong("sin", grad=lambda g, y, x: (g * x.cos() * 1.0001,)),
+        wrong("exp", grad=lambda g, y, x: (g * y + 1e-4,)),
+        wrong("tanh", no_grad="none", grad=None),
+        wrong("mul", grad=lambda g, y, a, b: (g * a, g * b)),
+    ],
+)
+def test_a_wrong_gradient_is_caught(op):
+    sample, wrt = next(gradient_samples(op))
+    graph, arrays, _ = evaluated(op, sample)
+    with pytest.raises(AssertionError, match="the rules give"):
+        check_gradient(graph, arrays, wrt, np.random.default_rng(0))
+
+
+def test_a_wrong_second_gradient_is_caught():
+    # Right along every direction at first order, but the rule hides its use of x.
+    def grad(g, y, x):
+        return (g * x.builder.constant(np.cos(x_value)),)
+
+    op = wrong("sin", grad=grad)
+    sample, wrt = next(gradient_samples(op))
+    x_value = sample.arrays[0]
+    graph, arrays, _ = evaluated(op, sample)
+    made, more = check_gradient(graph, arrays, wrt, np.random.default_rng(0))
+    with pytest.raises(AssertionError, match="the rules give"):
+        check_gradient(made, more, [0, 1], np.random.default_rng(0))
+
+
+def test_a_gradient_of_another_type_is_caught():
+    op = wrong("exp", grad=lambda g, y, x: (g.sum(),))
+    graph, _, _ = evaluated(op, samples(op)[0])
+    with pytest.raises(AssertionError, match=r"exp: float64\[\] for float64\[4, 3\]"):
+        gradient_graph(graph, [0])
 
 
 # The page.

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 import dlc.ops  # noqa: F401  (fills the op table)
 from dlc.backends.reference import run
@@ -318,6 +320,8 @@ def test_indexing_symbolic_sizes():
         (True, TraceError, "got True"),
         (([0], [0]), TraceError, "one tensor may index"),
         (np.array([True, False]), TraceError, "depends on values"),
+        ([0, 2], IndexError, "index 2 is outside dimension 0"),
+        ((..., np.array([[-5]])), IndexError, "index -5 is outside dimension 2"),
         (np.array([0.5]), TraceError, "element type int32 or int64, got float64"),
         (slice(None, None, -1), ShapeError, "reverse with x.flip"),
         (slice(0.5, None), ShapeError, "a size is an integer"),
@@ -333,6 +337,28 @@ def test_an_undecided_index_says_so():
     x = Builder().input("x", tensor("float32", (Dim("n", 0, 9),)))
     with pytest.raises(ShapeError, match="slice cannot decide whether n"):
         x[3:]
+
+
+bound = st.one_of(st.none(), st.integers(-9, 9))
+slices = st.builds(slice, bound, bound, st.one_of(st.none(), st.integers(1, 4)))
+
+
+@given(st.lists(slices, min_size=1, max_size=3))
+def test_slices_are_numpys(parts):
+    graph = graph_of(lambda x: x[tuple(parts)], tensor("float64", X.shape))
+    np.testing.assert_array_equal(run(graph, {"x0": X})[0], X[tuple(parts)])
+
+
+@given(slices, st.integers(3, 9))
+def test_slices_of_a_symbolic_size_are_numpys_or_undecided(part, size):
+    x = Builder().input("x", tensor("int64", (Dim("n", 3, 9),)))
+    try:
+        y = x[part]
+    except ShapeError as error:
+        assert "cannot decide" in str(error)  # noqa: PT017  (most slices are decided)
+        return
+    array = np.arange(size)
+    np.testing.assert_array_equal(run(Graph((y,), (x,)), {"x": array})[0], array[part])
 
 
 # What methods refuse.

@@ -64,24 +64,24 @@ def _complete(items: tuple[Any, ...], node: Node) -> list[Any]:
 
 def _cut(node: Node, axes: list[Any]) -> Node:
     """The slice that integers and slices select; an integer leaves a dimension of size 1."""
-    starts, stops, steps = [], [], []
-    for axis, (item, size) in enumerate(zip(axes, node.shape, strict=True)):
-        part = (
-            item
-            if isinstance(item, slice)
-            else slice(None)
-            if _is_tensor(item)
-            else _one(item, size, axis, node)
-        )
-        starts.append(part.start)
-        stops.append(part.stop)
-        steps.append(1 if part.step is None else part.step)
-    if all(item == slice(None) for item in axes if isinstance(item, slice)) and not any(
-        map(_is_one, axes)
-    ):
+    parts = [
+        _part(item, size, axis, node)
+        for axis, (item, size) in enumerate(zip(axes, node.shape, strict=True))
+    ]
+    if all(part == slice(None) for part in parts):
         return node
-    attrs = {"starts": tuple(starts), "stops": tuple(stops), "steps": tuple(steps)}
+    attrs = {
+        "starts": tuple(part.start for part in parts),
+        "stops": tuple(part.stop for part in parts),
+        "steps": tuple(1 if part.step is None else part.step for part in parts),
+    }
     return node.builder.node("slice", (node,), attrs)
+
+
+def _part(item: Any, size: Size, axis: int, node: Node) -> slice:
+    if isinstance(item, slice):
+        return item
+    return slice(None) if _is_tensor(item) else _one(item, size, axis, node)
 
 
 def _is_tensor(item: object) -> bool:
@@ -109,9 +109,9 @@ def _one(item: Any, size: Size, axis: int, node: Node) -> slice:
 
 
 def _take(node: Node, item: Any, axis: int) -> Node:
+    size = node.shape[axis]
     if not hasattr(item, "builder"):
-        array = np.asarray(item)
-        item = node.builder.constant(array.astype(np.int64) if not array.size else array)
+        item = _constant(np.asarray(item), size, axis, node)
     if item.dtype == "bool":
         raise TraceError(
             "a mask of bools gives a shape that depends on values; "
@@ -121,9 +121,20 @@ def _take(node: Node, item: Any, axis: int) -> Node:
         raise TraceError(
             f"an index has element type int32 or int64, got {item.dtype}, for {node.describe()}"
         )
-    size = node.builder.operand(node.shape[axis], item)
-    index = node.builder.node("where", (item < 0, item + size, item))
+    length = node.builder.operand(size, item)
+    index = node.builder.node("where", (item < 0, item + length, item))
     return node.builder.node("take", (node, index), {"axis": axis})
+
+
+def _constant(array: Any, size: Size, axis: int, node: Node) -> Node:
+    """An array of positions, checked here where the size is known."""
+    if not array.size:
+        array = array.astype(np.int64)
+    if array.dtype.kind == "i" and isinstance(size, int):
+        wrong = array[(array < -size) | (array >= size)]
+        if wrong.size:
+            raise IndexError(f"index {wrong[0]} is outside dimension {axis} of {node.describe()}")
+    return node.builder.constant(array)
 
 
 def _reshaped(node: Node, items: list[Any]) -> Node:

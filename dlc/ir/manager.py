@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from dlc.errors import RuleError, VerifyError
 from dlc.ir.graph import Graph, topological
@@ -298,11 +298,19 @@ def sides(entry: Rewrite) -> tuple[Graph, Graph]:
     """The two sides of a rewrite as graphs, cut where the variables of the rule stand."""
     cut: dict[Node, Node] = {}
     matched = set(entry.interior)
-    for name, value in entry.found.items():
-        for node in value if isinstance(value, tuple) else (value,):
-            if isinstance(node, Node) and node.inputs and node not in matched:
-                cut[node] = node.builder.input(f"rule.{name}", node.tensor_type)
+    for name, node in _variables(entry.found):
+        if isinstance(node, Node) and node.inputs and node not in matched:
+            cut[node] = node.builder.input(f"rule.{name}", node.tensor_type)
     return _cut(entry.before, cut, "before"), _cut(entry.after, cut, "after")
+
+
+def _variables(found: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """What each variable stands for; tuples item by item."""
+    for name, value in found.items():
+        if isinstance(value, tuple):
+            yield from ((f"{name}{i}", item) for i, item in enumerate(value))
+        else:
+            yield name, value
 
 
 def _cut(root: Node, cut: Mapping[Node, Node], name: str) -> Graph:

@@ -16,11 +16,11 @@ from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from dlc.errors import DTypeError, Error, ParseError, ShapeError
+from dlc.errors import ArgumentError, DTypeError, Error, ParseError, ShapeError
 from dlc.ir.graph import Graph
 from dlc.ir.node import Builder, Node, Origin
 from dlc.ir.op import OPS, Array
-from dlc.ir.sizes import Dim, Size, as_size
+from dlc.ir.sizes import Dim, Size, as_size, bounds
 from dlc.ir.types import DTYPES, TensorType, TupleType, Type
 
 
@@ -136,11 +136,13 @@ class _Line:
         with _blame(self, self.next.column):
             return str(json.loads(self.take("string", "a string in double quotes")))
 
-    def reference(self) -> str:
-        """``%`` and the name of a value."""
+    def reference(self) -> int | str:
+        """The number or the name of a value: ``%3`` is number 3, ``%"3"`` has the name 3."""
         with _blame(self, self.next.column):
             text = self.take("value", "a value such as %0")[1:]
-            return "%" + (str(json.loads(text)) if text.startswith('"') else text)
+            if re.fullmatch("[0-9]+", text):
+                return int(text)
+            return str(json.loads(text)) if text.startswith('"') else text
 
 
 class _Parser:
@@ -150,7 +152,7 @@ class _Parser:
         self.arrays = arrays
         self.builder = Builder()
         self.dims: dict[str, Dim] = {}
-        self.nodes: dict[str, Node] = {}
+        self.nodes: dict[int | str, Node] = {}
         self.inputs: list[Node] = []
         self.outputs: list[Node] = []
         self.output_names: list[str] = []
@@ -200,24 +202,24 @@ class _Parser:
         self.outputs.append(self._operand(line))
         if line.accept("updates"):
             column = line.next.column
-            target = line.reference()[1:]
-            known = self.nodes.get(f"%{target}")
-            if known is not None and known.name is None:
-                line.fail("an input or a parameter", repr(target), column)
+            target = line.reference()
+            known = self.nodes.get(target)
+            if isinstance(target, int) or (known is not None and known.name is None):
+                line.fail("an input or a parameter", f"%{target}", column)
             self.aliases[len(self.outputs) - 1] = target
 
     def _operand(self, line: _Line) -> Node:
         column = line.next.column
         reference = line.reference()
         if reference not in self.nodes:
-            line.fail("a value that is defined above", reference, column)
+            line.fail("a value that is defined above", f"%{reference}", column)
         return self.nodes[reference]
 
     def _node(self, line: _Line) -> None:
         start = line.next.column
         reference = line.reference()
         if reference in self.nodes:
-            line.fail("a new value", reference, start)
+            line.fail("a new value", f"%{reference}", start)
         line.expect("=")
         column = line.next.column
         op = line.take("name", "the name of an op")
@@ -226,21 +228,44 @@ class _Parser:
         inputs = self._operands(line)
         literal = self._array(line) if op == "constant" else None
         attrs = dict(self._attributes(line))
-        column = line.next.column
-        declared = self._type(line) if line.accept(":") else None
+        declared, place = self._declared(line)
         if op in ("input", "parameter"):
+            if isinstance(reference, int):
+                line.fail(f"a name for the {op}, such as %x", f"%{reference}", start)
             if not isinstance(declared, TensorType):
                 line.unexpected(f"':' and the type of the {op}")
-            attrs |= {"name": reference[1:], "dtype": declared.dtype, "shape": declared.shape}
+            attrs |= {"name": reference, "dtype": declared.dtype, "shape": declared.shape}
         with _blame(line, column):
             if literal is not None:
                 attrs["value"] = literal(declared)
-            node = self.builder.node(op, inputs, attrs, line.origins)
-        if declared is not None and declared != node.type:
-            line.fail(f"the type {node.type}, which {op} has here", str(declared), column + 2)
+            node = self._made(op, inputs, attrs, line.origins)
+        if declared not in (None, node.type):
+            line.fail(f"the type {node.type}, which {op} has here", str(declared), place)
         self.nodes[reference] = node
         if op == "input":
             self.inputs.append(node)
+
+    def _made(
+        self,
+        op: str,
+        inputs: tuple[Node, ...],
+        attrs: Mapping[str, Any],
+        origins: frozenset[Origin],
+    ) -> Node:
+        try:
+            return self.builder.node(op, inputs, attrs, origins)
+        except (TypeError, AttributeError) as error:  # its functions have other parameters
+            if isinstance(error, Error):
+                raise
+            given = f"{len(inputs)} inputs and the attributes {', '.join(attrs) or 'none'}"
+            raise ArgumentError(f"{op} does not take {given}") from error
+
+    def _declared(self, line: _Line) -> tuple[Type | None, int]:
+        """The type behind a colon, if there is one, and its column."""
+        if not line.accept(":"):
+            return None, line.next.column
+        place = line.next.column
+        return self._type(line), place
 
     def _operands(self, line: _Line) -> tuple[Node, ...]:
         found: list[Node] = []
@@ -301,7 +326,7 @@ class _Parser:
         if token.text in self.dims:
             return as_size(self.dims[token.text])
         line.at -= 1
-        line.unexpected("a number, a string, a dimension or '('")
+        line.unexpected("a number, a string, '(' or a dimension declared above")
 
     def _words(self, line: _Line) -> str:
         """What stands in ``float("...")``."""
@@ -338,11 +363,18 @@ class _Parser:
         line.expect("[")
         shape: list[Size] = []
         while not line.accept("]"):
-            with _blame(line, line.next.column):
-                shape.append(as_size(self._value(line)))
+            shape.append(self._size(line))
             if line.next.text != "]":
                 line.expect(",")
         return TensorType(dtype, tuple(shape))
+
+    def _size(self, line: _Line) -> Size:
+        column = line.next.column
+        with _blame(line, column):
+            size = as_size(self._value(line))
+        if bounds(size)[0] < 0:
+            line.fail("a size that is not negative", str(size), column)
+        return size
 
     def _array(self, line: _Line) -> Callable[[Type | None], Array]:
         """The value of a constant, once its type is known."""

@@ -154,9 +154,9 @@ CHECKS = (
     Check("interned", "equal nodes are one object", _interned),
     Check("inputs", "the list of inputs has each input node once, and nothing else", _inputs),
     Check("names", "inputs, parameters and outputs have names of their own", _names),
+    Check("tuples", "an op with several outputs is read by project only", _tuples),
     Check("attributes", "attributes are in canonical form", _attributes),
     Check("types", "each type is what the op's rule gives", _types),
-    Check("tuples", "an op with several outputs is read by project only", _tuples),
     Check("aliases", "an input has at most one new value, of its own type", _aliases),
     Check("dims", "dimensions of one name have one range", _dims),
 )

@@ -210,6 +210,43 @@ conv2d_direct = OpDef(
 )
 
 
+# Convolution with few output channels: weights [group][I][KH][KW][channels of a group]
+def _planes_type(x: TensorType, w: TensorType, *, padding: Pairs) -> TensorType:
+    groups, _, kh, kw, channels = w.shape
+    kernel = (_static(kh), _static(kw))
+    spatial = [conv_output(x.shape[2 + d], kernel[d], 1, padding[d], 1) for d in range(2)]
+    return tensor(x.dtype, (x.shape[0], groups * channels, *spatial))
+
+
+def _planes_ref(x: Array, w: Array, *, padding: Pairs) -> Array:
+    g, i, kh, kw, c = w.shape
+    weights = np.ascontiguousarray(w.transpose(0, 4, 1, 2, 3)).reshape(g * c, i, kh, kw)
+    attrs = {"stride": (1, 1), "padding": padding, "dilation": (1, 1), "groups": 1}
+    result: Array = OPS["conv2d"].ref(x, weights, **attrs)
+    return result
+
+
+conv2d_planes = OpDef(
+    "conv2d_planes",
+    Kind.CONTRACT,
+    infer=_planes_type,
+    ref=_planes_ref,
+    doc="Convolution of stride 1 with few output channels, pixels in the vector lanes.",
+    no_grad=NO_GRADIENT,
+    flops=lambda y, x, w, **attrs: 2 * y.count * product(w.shape[1:4]),
+    samples=lambda rng: [
+        Sample(
+            (rng.normal(size=(2, 3, 7, 40)), rng.normal(size=(2, 3, 3, 5, 3))),
+            {"padding": ((1, 1), (2, 2))},
+        ),
+        Sample(
+            (rng.normal(size=(1, 1, 6, 9)), rng.normal(size=(1, 1, 3, 3, 2))),
+            {"padding": ((0, 0), (0, 0))},
+        ),
+    ],
+)
+
+
 # Depthwise convolution: weights (C, 1, KH, KW) read as they are, transposed to (KH, KW, C)
 def _depthwise_type(
     x: TensorType,

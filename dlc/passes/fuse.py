@@ -21,6 +21,8 @@ from dlc.ir.sizes import Size
 
 #: Ops whose elements lie where data says: their source must be in memory, everything else about
 #: them is a loop.
+#: The contraction whose store can take the maximum of each 2x2.
+POOLS_AT_STORE = "conv2d_planes"
 INDIRECT = ("take", "gather")
 _READS_MEMORY = (Kind.CONTRACT, Kind.WINDOW, Kind.OPAQUE, Kind.SCAN)
 
@@ -121,6 +123,9 @@ class _Fusion:
     def groups(self) -> tuple[Group, ...]:
         backward = list(reversed(self.nodes))
         for node in backward:
+            if node.op.name == POOLS_AT_STORE:
+                self._open(node, self._pooled_chain(self._store_chain(node)))
+        for node in backward:
             if reads_memory(node) and node not in self.home:
                 self._open(node, self._store_chain(node))
         for node in backward:
@@ -162,16 +167,23 @@ class _Fusion:
             chain.append(user)
         return chain
 
+    def _pooled_chain(self, chain: list[Node]) -> list[Node]:
+        """The chain with the 2x2 maximum behind it, if that is all that reads it."""
+        users = self.users[chain[-1]]
+        if len(users) == 1 and chain[-1] not in self.ends and _halves(users[0]):
+            chain.append(users[0])
+        return chain
+
     def _store_operands(self, anchor: Node, user: Node, value: Node) -> bool:
         """Whether the other operands of ``user`` can be read where ``anchor`` stores an element."""
         if anchor.op.kind is not Kind.CONTRACT:
             return True
         others = [source for source in user.inputs if source is not value]
         return all(n.dtype == anchor.dtype for n in (*others, user)) and all(
-            self._storable(n, value) for n in others
+            self._storable(anchor, n, value) for n in others
         )
 
-    def _storable(self, operand: Node, value: Node) -> bool:
+    def _storable(self, anchor: Node, operand: Node, value: Node) -> bool:
         """Whether a contraction that stores ``value`` can read ``operand``: a scalar, one value a
         channel, or all.
         """
@@ -288,6 +300,15 @@ def is_column(operand: Node, value: Node) -> bool:
         and operand.shape[own] == value.shape[axis]
         and all(size == 1 for i, size in enumerate(operand.shape) if i != own)
     )
+
+
+def _halves(node: Node) -> bool:
+    """Whether a node is the maximum of each 2x2 that fits."""
+    if node.op.name != "max_pool2d":
+        return False
+    attrs = node.attrs
+    plain = attrs["padding"] == ((0, 0), (0, 0)) and attrs["dilation"] == (1, 1)
+    return plain and attrs["kernel"] == attrs["stride"] == (2, 2) and not attrs["ceil_mode"]
 
 
 def is_squeeze(node: Node) -> bool:

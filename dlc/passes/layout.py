@@ -20,6 +20,7 @@ from dlc.ir.rewrite import Journal
 
 CHANNELS_LAST = (0, 2, 3, 1)
 PLANES = (0, 1, 2, 3)
+CONVOLUTIONS = ("conv2d_direct", "conv2d_planes", "conv2d_depthwise")
 NO_HALO = ((0, 0),) * 4
 
 Halo = tuple[tuple[int, int], ...]
@@ -82,7 +83,7 @@ def _order(node: Node, orders: Mapping[Node, tuple[int, ...]]) -> tuple[int, ...
     rows = tuple(range(node.ndim))
     if node.op.name == "relayout":
         return tuple(node.attrs["order"])
-    if node.op.name in ("conv2d_direct", "conv2d_depthwise"):
+    if node.op.name in CONVOLUTIONS:
         return CHANNELS_LAST
     follows = node.op.kind in (Kind.POINTWISE, Kind.WINDOW) or node.op.name in (
         "pad",
@@ -99,8 +100,9 @@ def _order(node: Node, orders: Mapping[Node, tuple[int, ...]]) -> tuple[int, ...
 
 def _need(node: Node, operand: int) -> tuple[tuple[int, ...], Halo] | None:
     """The order and halo in which a node reads an operand, None where any will do."""
-    if operand == 0 and node.op.name in ("conv2d_direct", "conv2d_depthwise"):
-        order = PLANES if node.attrs.get("planes") else CHANNELS_LAST
+    if operand == 0 and node.op.name in CONVOLUTIONS:
+        planes = node.op.name == "conv2d_planes" or node.attrs.get("planes")
+        order = PLANES if planes else CHANNELS_LAST
         return order, ((0, 0), (0, 0), *node.attrs["padding"])
     return None
 

@@ -7,18 +7,27 @@ from shapes, never from the number of threads.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from dlc.ir.graph import Graph
 from dlc.ir.manager import Pass, Property
 from dlc.ir.node import Node, apply
 from dlc.ir.rewrite import Journal
-from dlc.ir.sizes import Size, product
+from dlc.ir.sizes import Size, bounds, product
 from dlc.passes.decompose import DECOMPOSED
 
 #: Input channels up to which a convolution reads channel planes: the reduction over them is too
 #: short to be contiguous.
 PLANES = 4
+
+
+#: Output channels up to which pixels rather than channels fill the vector lanes; an even number of
+#: them beyond `TILE_CHANNELS` is two tiles.
+FEW_CHANNELS, TILE_CHANNELS = 8, 6
+#: Pixels of a line from which that pays.
+WIDE = 8
 
 
 @dataclass(frozen=True)
@@ -51,9 +60,29 @@ def _conv2d(node: Node, x: Node, w: Node) -> Node:
             "transpose", apply("reshape", w, shape=(channels, *w.shape[2:])), axes=(1, 2, 0)
         )
         return apply("conv2d_depthwise", x, taps, **attrs)
+    if groups == 1 and _few(channels) and _slides_by_one(attrs) and _is_wide(node):
+        tile = channels if channels <= TILE_CHANNELS else channels // 2
+        parts = apply("reshape", w, shape=(channels // tile, tile, *w.shape[1:]))
+        taps = apply("transpose", parts, axes=(0, 2, 3, 4, 1))
+        return apply("conv2d_planes", x, taps, padding=attrs["padding"])
     planes = w.shape[1] <= PLANES and groups == 1 and attrs["dilation"][1] == 1
     packed = apply("pack_conv", w, groups=groups, planes=planes)
     return apply("conv2d_direct", x, packed, channels=channels, planes=planes, **attrs)
+
+
+def _few(channels: Size) -> bool:
+    few = isinstance(channels, int) and channels <= FEW_CHANNELS
+    return few and (channels <= TILE_CHANNELS or channels % 2 == 0)
+
+
+def _slides_by_one(attrs: Mapping[str, Any]) -> bool:
+    return attrs["stride"] == (1, 1) and attrs["dilation"] == (1, 1)
+
+
+def _is_wide(node: Node) -> bool:
+    """Whether lines of the result fill vectors, and there are two of them."""
+    height, width = (bounds(size)[0] for size in node.shape[2:])
+    return height >= 2 and width >= WIDE
 
 
 def _conv2d_input_grad(node: Node, g: Node, w: Node) -> Node:

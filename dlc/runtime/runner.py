@@ -179,15 +179,9 @@ class Runner:
         values = self.bind(arrays)
         sources = [_readable(a) for a in arrays]
         key = tuple(values[dim.name] for dim in self.plan.dims)
-        fresh: dict[str, Array] = {}
-        for buffer in self._makers:
-            if buffer.role == "output" and buffer.name not in fresh:
-                shape = tuple(evaluate(size, values) for size in buffer.type.shape)
-                fresh[buffer.name] = np.empty(shape, buffer.type.dtype)
+        fresh = self._fresh(values)
         leased = self._lease(state, key, values)
-        addresses = [a.ctypes.data for a in sources] + [a.ctypes.data for a in fresh.values()]
-        for word, number, offset in leased.patches:
-            leased.words[word] = addresses[number] + offset
+        _patch(leased, sources, fresh)
         try:
             self._run(leased, self.plan.main)
         finally:
@@ -195,6 +189,24 @@ class Runner:
         self.recent = self._fast(state, key, values)
         given = dict(zip(self.plan.input_names, sources, strict=True))
         return [self._result(buffer, fresh, given, state) for buffer in self._makers]
+
+    def frame(self, arrays: Sequence[Array]) -> tuple[Array, object]:
+        """The words of a call of its own, ready to run, and what must live as long."""
+        assert self._state is not None, "refresh() comes before the first call"
+        values = self.bind(arrays)
+        sources, fresh = [_readable(a) for a in arrays], self._fresh(values)
+        made = self._frame(self._state, self.plan.main, values)
+        _patch(made, sources, fresh)
+        return made.words, (made, self._state, sources, fresh)
+
+    def _fresh(self, values: Mapping[str, int]) -> dict[str, Array]:
+        """New arrays for the outputs that kernels write, by name."""
+        fresh: dict[str, Array] = {}
+        for buffer in self._makers:
+            if buffer.role == "output" and buffer.name not in fresh:
+                shape = tuple(evaluate(size, values) for size in buffer.type.shape)
+                fresh[buffer.name] = np.empty(shape, buffer.type.dtype)
+        return fresh
 
     def _result(
         self, buffer: Buffer, fresh: Mapping[str, Array], given: Mapping[str, Array], state: _State
@@ -323,6 +335,13 @@ class Runner:
             return made.address
         source = (state.parameters if buffer.role == "parameter" else self._constants)[buffer.name]
         return int(source.ctypes.data)
+
+
+def _patch(made: _Frame, sources: Sequence[Array], fresh: Mapping[str, Array]) -> None:
+    """Write the addresses of a call's arrays into its frame."""
+    addresses = [a.ctypes.data for a in sources] + [a.ctypes.data for a in fresh.values()]
+    for word, number, offset in made.patches:
+        made.words[word] = addresses[number] + offset
 
 
 def _words_at(memory: Memory, count: int) -> Array:

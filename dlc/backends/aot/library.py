@@ -112,8 +112,11 @@ def write_library(
             contents = assemble(ordered, weights, path.stem if name is None else name)
             (folder / "header").write_text(contents.interface.header())
             _link(contents, folder, path.name, compiler or _compiler(next(iter(ordered))))
-            for made, suffix in (("weights", ".safetensors"), ("header", ".h"), ("library", "")):
-                _replace(folder / made, path.with_suffix(suffix) if suffix else path)
+            places = {"weights": ".safetensors", "header": ".h", "library": path.suffix}
+            for made in places:
+                _to_disk(folder / made)
+            for made, suffix in places.items():
+                (folder / made).replace(path.with_suffix(suffix))
     except OSError as error:
         message = f"cannot write the library {str(path)!r}: {error}. Files of before are unchanged."
         raise ExecutionError(message) from error
@@ -272,8 +275,7 @@ def _architecture(isa: Isa) -> str:
     return isa.triple.partition("-")[0]
 
 
-def _replace(made: Path, path: Path) -> None:
-    """Give a file its name, once its bytes are on the disk."""
-    with made.open("rb") as file:
+def _to_disk(path: Path) -> None:
+    """Wait until a file's bytes are on the disk: only then may it take another's name."""
+    with path.open("rb") as file:
         os.fsync(file.fileno())
-    made.replace(path)

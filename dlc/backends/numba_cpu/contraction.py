@@ -14,9 +14,11 @@ from dlc.backends.native.isa import Isa
 from dlc.backends.numba_cpu.contract import Contraction, conv2d_sizes, matmul_sizes, tile_vectors
 from dlc.backends.numba_cpu.depthwise import Depthwise, DepthwiseTile, depthwise_sizes
 from dlc.backends.numba_cpu.kernel import Kernel, Sizes
+from dlc.backends.numba_cpu.planes import Planes, PlanesTile
 from dlc.backends.numba_cpu.vectors import Epilogue, Operand
 from dlc.backends.numba_cpu.writer import KernelSource, Value, literal, scalar_text
 from dlc.ir.node import Node
+from dlc.ir.op import Kind
 from dlc.ir.plan import Layout
 from dlc.ir.schedule import Group
 from dlc.ir.sizes import Size, as_size
@@ -50,14 +52,16 @@ def epilogue_of(group: Group) -> tuple[Epilogue, Operands]:
     texts: dict[Node, str] = {group.anchor: "acc"}
     operands: dict[Operand, Node] = {}
     out = group.outputs[0]
+    last = group.anchor
     for node in group.inside:
-        if node is group.anchor:
+        if node is group.anchor or node.op.kind is Kind.WINDOW:  # a maximum behind the expression
             continue
         for source in node.inputs:
             if source not in texts:
                 texts[source] = _operand_text(source, out, operands)
         texts[node] = scalar_text(node, [texts[source] for source in node.inputs])
-    return Epilogue(texts[out], tuple(operands)), {o.name: node for o, node in operands.items()}
+        last = node
+    return Epilogue(texts[last], tuple(operands)), {o.name: node for o, node in operands.items()}
 
 
 def _operand_text(node: Node, out: Node, operands: dict[Operand, Node]) -> str:
@@ -133,6 +137,23 @@ def _depthwise(
     return Depthwise(tile).kernel, sizes, _corner(x, layouts, attrs["padding"])
 
 
+def _planes(
+    group: Group, layouts: Layouts, isa: Isa, epilogue: Epilogue, operands: Operands
+) -> tuple[Kernel, Sizes, Size]:
+    node, out = group.anchor, group.outputs[0]
+    x, w = node.inputs
+    parts, inputs, lines, taps, channels = w.shape
+    image, plane, line, pixel = layouts[x].strides(x.shape)
+    y = layouts[out].strides(out.shape)
+    sizes: Sizes = {"images": node.shape[0], "height": node.shape[2], "width": node.shape[3]}
+    sizes |= {"inputs": inputs, "lines": lines, "w_group": inputs * lines * taps * channels}
+    sizes |= {"x_image": image, "x_line": line, "x_plane": plane}
+    sizes |= {"y_image": y[0], "y_channel": y[1], "y_line": y[2], "y_pixel": y[3]}
+    tile = PlanesTile(isa, node.dtype, channels, taps, out.op.kind is Kind.WINDOW, epilogue)
+    (top, _), (left, _) = node.attrs["padding"]
+    return Planes(tile, parts).kernel, sizes, as_size(line) * -top - left
+
+
 def _matmul(
     group: Group, layouts: Layouts, isa: Isa, epilogue: Epilogue, operands: Operands
 ) -> tuple[Kernel, Sizes, Size]:
@@ -147,4 +168,9 @@ def _matmul(
     return Contraction(isa, node.dtype, epilogue, vectors).kernel, sizes, 0
 
 
-_KERNELS = {"conv2d_direct": _direct, "conv2d_depthwise": _depthwise, "matmul_packed": _matmul}
+_KERNELS = {
+    "conv2d_direct": _direct,
+    "conv2d_planes": _planes,
+    "conv2d_depthwise": _depthwise,
+    "matmul_packed": _matmul,
+}

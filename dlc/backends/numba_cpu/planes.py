@@ -1,0 +1,299 @@
+"""Convolution with few output channels: neighbouring pixels of a line in the vector lanes.
+
+With channels in the lanes, 6 output channels would leave most of a vector idle. Here a tile takes
+two lines of the result, a few vectors of pixels and all its channels; weights are broadcast. Where
+a 2x2 maximum follows, it is taken before the store, so that three quarters of the result never
+reach memory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from textwrap import indent
+from typing import Any
+
+from llvmlite import ir
+
+from dlc.backends.native.frontend import Extern, Param
+from dlc.backends.native.isa import Isa
+from dlc.backends.numba_cpu.kernel import Kernel, make_kernel
+from dlc.backends.numba_cpu.vectors import (
+    PLAIN,
+    WORD,
+    Epilogue,
+    VectorFunction,
+    declare,
+    word,
+)
+
+#: Lines of the result in a tile: a pair, for the 2x2 maximum.
+LINES = 2
+#: Most accumulators, by number of vector registers.
+ACCUMULATORS = {32: 24, 16: 12}
+
+
+@dataclass(frozen=True)
+class PlanesTile:
+    """A native function for two lines, some pixels and all channels of a convolution of stride 1.
+
+    In C: `void name(valid, x, x_line, x_plane, w, y, y_line, y_pixel, y_channel, operands...,
+    inputs, lines)`. For line r < 2, pixel p < `valid` and channel c < `channels`
+
+        acc[r, p, c] = sum over i < inputs, a < lines, b < taps of
+                       x[i x_plane + (r + a) x_line + p + b] * w[((i lines + a) taps + b) channels + c]
+        y[r y_line + p y_pixel + c y_channel] = expression(acc[r, p, c], operands[c])
+
+    or, pooled, the maximum of each 2x2 of these, of which there are valid / 2 in one line. x is
+    read in whole vectors, beyond the last pixel.
+
+    Attributes
+    ----------
+    isa : Isa
+    dtype : str
+    channels, taps : int
+    pooled : bool
+    epilogue : Epilogue
+        Its operands are of kind "column".
+    """
+
+    isa: Isa
+    dtype: str
+    channels: int
+    taps: int
+    pooled: bool = False
+    epilogue: Epilogue = PLAIN
+
+    @property
+    def vectors(self) -> int:
+        """Vectors of pixels in a line."""
+        most = ACCUMULATORS[self.isa.registers] // (LINES * self.channels)
+        return 2 if most >= 2 else 1
+
+    @property
+    def pixels(self) -> int:
+        """Pixels of a line in a tile."""
+        return self.vectors * self.isa.lanes(self.dtype)
+
+    @property
+    def name(self) -> str:
+        """The symbol: level and shape in words, what else there is as a digest."""
+        level = self.isa.name.replace("-", "_")
+        digest = self.epilogue.digest(self.dtype, self.pooled)
+        return f"planes_{level}_{self.channels}x{self.pixels}x{self.taps}_{digest}"
+
+    @property
+    def params(self) -> tuple[Param, ...]:
+        """The parameters in order."""
+        pointer = f"{self.dtype}*"
+        params = [Param("valid", "int64"), Param("x", pointer)]
+        params += [Param(name, "int64") for name in ("x_line", "x_plane")]
+        params += [Param("w", pointer), Param("y", pointer)]
+        params += [Param(name, "int64") for name in ("y_line", "y_pixel", "y_channel")]
+        params += [Param(operand.name, pointer) for operand in self.epilogue.operands]
+        return (*params, Param("inputs", "int64"), Param("lines", "int64"))
+
+    @property
+    def extern(self) -> Extern:
+        """How kernel source calls it."""
+        return Extern(self.name, self.params)
+
+    def text(self) -> str:
+        """The LLVM module that defines it."""
+        module = ir.Module(self.name)
+        _Body(self, declare(module, self.name, self.params)).emit()
+        return str(module)
+
+
+class _Body(VectorFunction):
+    """Emits the tile."""
+
+    def __init__(self, tile: PlanesTile, function: ir.Function) -> None:
+        super().__init__(function, tile.params, tile.isa, tile.dtype, tile.epilogue)
+        self.tile = tile
+        self.keys = [
+            (c, r, v)
+            for c in range(tile.channels)
+            for r in range(LINES)
+            for v in range(tile.vectors)
+        ]
+        self.size = tile.channels * tile.pixels
+        vectors = LINES * self.size // self.lanes
+        self.memory = self.builder.alloca(self.vector, word(vectors))
+        self.memory.align = 64
+
+    def emit(self) -> None:
+        """The sum, the expression, the maximum where pooled, and the store."""
+        values = dict(zip(self.keys, self._sum(), strict=True))
+        for c in range(self.tile.channels):
+            operands = {
+                operand.name: self._splat(self.at(self.arg[operand.name], c))
+                for operand in self.epilogue.operands
+            }
+            for key in self.keys:
+                if key[0] == c:
+                    values[key] = self.expression({"acc": values[key], **operands})
+        if self.tile.pooled:
+            self._keep_maxima(values)
+            self._store(1, self.builder.lshr(self.arg["valid"], word(1)))
+        else:
+            for (c, r, v), value in values.items():
+                self.store(value, self._place(r, c, v))
+            self._store(LINES, self.arg["valid"])
+
+    def _sum(self) -> list[ir.Value]:
+        """Loops over input planes and lines of the kernel; its taps are written out."""
+        b, arg = self.builder, self.arg
+        entry = b.block
+        planes, lines, next_plane, done = self.blocks("planes", "lines", "next_plane", "done")
+        b.branch(planes)
+        b.position_at_end(planes)
+        plane, outer = self.phi(WORD), [self.phi(self.vector) for _ in self.keys]
+        weights = self.phi(WORD)
+        x_plane = self.at(arg["x"], b.mul(plane, arg["x_plane"]))
+        b.branch(lines)
+        b.position_at_end(lines)
+        line, acc = self.phi(WORD), [self.phi(self.vector) for _ in self.keys]
+        taps = self.phi(WORD)
+        new = self._taps(self.at(x_plane, b.mul(line, arg["x_line"])), self.at(arg["w"], taps), acc)
+        line_next = b.add(line, word(1))
+        taps_next = b.add(taps, word(self.tile.taps * self.tile.channels))
+        self.rolled(b.cbranch(b.icmp_signed("<", line_next, arg["lines"]), lines, next_plane))
+        b.position_at_end(next_plane)
+        plane_next = b.add(plane, word(1))
+        self.rolled(b.cbranch(b.icmp_signed("<", plane_next, arg["inputs"]), planes, done))
+        zeros = [self.zero] * len(self.keys)
+        self.feed([plane, weights, *outer], [word(0), word(0), *zeros], entry)
+        self.feed([plane, weights, *outer], [plane_next, taps_next, *new], next_plane)
+        self.feed([line, taps, *acc], [word(0), weights, *outer], planes)
+        self.feed([line, taps, *acc], [line_next, taps_next, *new], lines)
+        b.position_at_end(done)
+        return new
+
+    def _taps(self, x: ir.Value, w: ir.Value, acc: list[Any]) -> list[ir.Value]:
+        """One line of the kernel multiplied into the accumulators."""
+        sums = dict(zip(self.keys, acc, strict=True))
+        for tap in range(self.tile.taps):
+            pixels = {}
+            for r in range(LINES):
+                start = self.at(x, self.arg["x_line"]) if r else x
+                for v in range(self.tile.vectors):
+                    pixels[r, v] = self.load(self.at(start, tap + v * self.lanes))
+            for c in range(self.tile.channels):
+                weight = self._splat(self.at(w, tap * self.tile.channels + c))
+                for (r, v), pixel in pixels.items():
+                    sums[c, r, v] = self.emitter.call("fma", pixel, weight, sums[c, r, v])
+        return list(sums.values())
+
+    def _splat(self, pointer: ir.Value) -> ir.Value:
+        return self.emitter.splat(self.builder.load(pointer, typ=self.element))
+
+    def _keep_maxima(self, values: dict[tuple[int, int, int], ir.Value]) -> None:
+        """The maximum of each 2x2, packed to the front of each channel's part of the memory."""
+        b, lanes = self.builder, self.lanes
+        for c in range(self.tile.channels):
+            tall = [
+                self.emitter.call("fmax", values[c, 0, v], values[c, 1, v])
+                for v in range(self.tile.vectors)
+            ]
+            pair = tall if len(tall) == 2 else [tall[0], tall[0]]
+            even, odd = (
+                b.shuffle_vector(
+                    *pair,
+                    ir.Constant(
+                        ir.VectorType(ir.IntType(32), lanes), list(range(start, 2 * lanes, 2))
+                    ),
+                )
+                for start in (0, 1)
+            )
+            self.store(self.emitter.call("fmax", even, odd), self._place(0, c, 0))
+
+    def _place(self, line: int, channel: int, vector: int) -> ir.Value:
+        number = line * self.size // self.lanes + channel * self.tile.vectors + vector
+        return self.builder.gep(self.memory, [word(number)])
+
+    def _store(self, lines: int, valid: ir.Value) -> None:
+        """Copy what is valid from memory to y, pixel by pixel."""
+        b, arg = self.builder, self.arg
+        before = b.block
+        pixels, done = self.blocks("pixels", "stored")
+        b.cbranch(b.icmp_signed(">", valid, word(0)), pixels, done)
+        b.position_at_end(pixels)
+        pixel = self.phi(WORD)
+        for r in range(lines):
+            for c in range(self.tile.channels):
+                start = b.bitcast(self._place(r, c, 0), self.element.as_pointer())
+                source = b.gep(start, [pixel])
+                offset = b.add(b.mul(pixel, arg["y_pixel"]), b.mul(arg["y_channel"], word(c)))
+                if r:
+                    offset = b.add(offset, arg["y_line"])
+                b.store(b.load(source, typ=self.element), self.at(arg["y"], offset))
+        following = b.add(pixel, word(1))
+        self.feed([pixel], [word(0)], before)
+        self.feed([pixel], [following], pixels)
+        self.rolled(b.cbranch(b.icmp_signed("<", following, valid), pixels, done))
+        b.position_at_end(done)
+        b.ret_void()
+
+
+@dataclass(frozen=True)
+class Planes:
+    """A convolution kernel over channel planes.
+
+    The convolution has `images` x `height` x `width` pixels and at least two lines; x begins at the
+    corner of the padding. y is the result, or its 2x2 maximum. Channels beyond those of a tile are
+    further tiles, `w_group` weights apart, with strides in elements.
+
+    Attributes
+    ----------
+    tile : PlanesTile
+    groups : int
+        Tiles that make up all output channels.
+    """
+
+    tile: PlanesTile
+    groups: int = 1
+
+    sizes = (
+        *("images", "height", "width", "inputs", "lines"),
+        *("x_image", "x_line", "x_plane", "w_group"),
+        *("y_image", "y_line", "y_pixel", "y_channel"),
+    )
+
+    @property
+    def kernel(self) -> Kernel:
+        """The kernel."""
+        tile = self.tile
+        pointers = ["x", "w", "y", *(operand.name for operand in tile.epilogue.operands)]
+        params = [Param(name, f"{tile.dtype}*") for name in pointers]
+        params += [Param(name, "int64") for name in self.sizes]
+        return make_kernel("planes", _body(self), params, (tile,))
+
+
+def _body(planes: Planes) -> str:
+    """The source below the `def` line."""
+    tile, step = planes.tile, 1 if planes.tile.pooled else LINES
+    columns = [f"at({o.name}, g * {tile.channels})" for o in tile.epilogue.operands]
+    x = "at(x, n * x_image + line * x_line + v)"
+    place = "n * y_image + row * y_line + out * y_pixel"
+    y = f"at(y, {place} + g * {tile.channels} * y_channel)"
+    call = [f"valid, {x}, x_line, x_plane", "at(w, g * w_group)", y, "y_line, y_pixel, y_channel"]
+    arguments = indent(",\n".join([*call, *columns, "inputs, lines"]), " " * 20)
+    row = "pair" if tile.pooled else "line"
+    last = "" if tile.pooled else "\n        line = line if line < height - 1 else height - 2"
+    return f"""\
+    # A unit of work is a pair of lines; the last pair of an odd height begins a line earlier.
+    pairs = div(height + {1 if step == LINES else 0}, {LINES})
+    units = images * pairs
+    for unit in range(div(units * thread, threads), div(units * (thread + 1), threads)):
+        n = div(unit, pairs)
+        pair = unit - n * pairs
+        line = pair * {LINES}{last}
+        row = {row}
+        for v in range(0, width, {tile.pixels}):
+            valid = width - v if width - v < {tile.pixels} else {tile.pixels}
+            out = {"div(v, 2)" if tile.pooled else "v"}
+            for g in range({planes.groups}):
+                {tile.name}(
+{arguments},
+                )
+"""

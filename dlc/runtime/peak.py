@@ -1,0 +1,134 @@
+"""The machine's peak: how many floating-point operations a second its cores can do at all.
+
+Shares of it are what profiles and benchmarks quote, so it is measured, on this machine, at this
+level of instructions, on as many threads; a number from a data sheet knows neither the clock of
+today nor the neighbours on the machine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dlc.runtime import frame
+from dlc.runtime.pool import Pool
+
+__all__ = ["Bursts", "Peak", "PeakKernels", "measure"]
+
+BURST = 2e-3  # seconds of one call: many times a wake-up, and short against a slice of the scheduler
+BURSTS = 25  # of which the first few find out how many rounds a burst has
+FIRST_ROUNDS = 1000
+RESULT_WORDS = 8  # for each thread
+ARGUMENTS = frame.HEADER_WORDS + 3 * frame.STEP_WORDS
+
+
+@dataclass(frozen=True)
+class PeakKernels:
+    """The kernels that a measurement runs.
+
+    Attributes
+    ----------
+    work, clock : int
+        Addresses of a kernel that does multiply-adds on registers, and of one that writes down
+        every thread's processor time.
+    isa, dtype : str
+    flops_per_round : int
+        Operations of one thread in one round of the work.
+    """
+
+    work: int
+    clock: int
+    isa: str
+    dtype: str
+    flops_per_round: int
+
+
+@dataclass(frozen=True)
+class Peak:
+    """What a number of cores can do.
+
+    Attributes
+    ----------
+    flops : float
+        Floating-point operations a second of all threads together; a multiply-add counts as two.
+    threads : int
+    isa : str
+        The level of instructions.
+    dtype : str
+        "float32" or "float64".
+    """
+
+    flops: float
+    threads: int
+    isa: str
+    dtype: str
+
+
+def measure(pool: Pool, kernels: PeakKernels) -> Peak:
+    """The peak of a pool's threads: the fastest of a few bursts of some milliseconds.
+
+    Parameters
+    ----------
+    pool : Pool
+        One whose calls wait for the whole team (`whole_team`).
+    kernels : PeakKernels
+    """
+    bursts = Bursts(pool, kernels)
+    for _ in range(BURSTS):
+        bursts.run()
+    return Peak(bursts.fastest, pool.threads, kernels.isa, kernels.dtype)
+
+
+class Bursts:
+    """Calls in which all threads do multiply-adds at once, of about `BURST` seconds each.
+
+    Each thread's rate is taken over its own processor time: a neighbour that takes the processor
+    away for a while must not make the machine look slower than it is, for that would flatter every
+    share of its peak. For the same reason the fastest burst is what counts.
+
+    Attributes
+    ----------
+    fastest : float
+        Operations a second of all threads together in the fastest call so far.
+    """
+
+    def __init__(self, pool: Pool, kernels: PeakKernels) -> None:
+        self._pool, self._flops_per_round = pool, kernels.flops_per_round
+        # A factor of one keeps the products as they are, and sums far from infinity and zero.
+        self._elements = np.linspace(1, 2, 64, dtype=kernels.dtype)
+        self._elements[:2] = 1, 1e-3
+        self._results = np.zeros(RESULT_WORDS * pool.threads, np.int64)
+        self._times = np.zeros((2, pool.threads), np.int64)
+        self._words = np.zeros(ARGUMENTS + 5, np.int64)
+        self._fill(kernels)
+        self._rounds = FIRST_ROUNDS
+        self.fastest = 0.0
+
+    def run(self) -> float:
+        """One call; operations a second in it."""
+        self._words[ARGUMENTS] = self._rounds
+        self._pool.call(int(self._words.ctypes.data))
+        seconds = 1e-9 * (self._times[1] - self._times[0])
+        flops = float((self._rounds * self._flops_per_round / seconds).sum())
+        self.fastest = max(self.fastest, flops)
+        rounds = BURST * self.fastest / (self._flops_per_round * self._pool.threads)
+        self._rounds = max(FIRST_ROUNDS, int(rounds))
+        return flops
+
+    def _fill(self, kernels: PeakKernels) -> None:
+        """Three steps: the clock, the work, the clock."""
+        words, address = self._words, int(self._words.ctypes.data)
+        words[frame.STEP_COUNT] = 3
+        words[frame.STEPS] = address + 8 * frame.HEADER_WORDS
+        words[frame.THREADS] = self._pool.threads
+        words[ARGUMENTS + 1 :] = [
+            self._elements.ctypes.data,
+            self._results.ctypes.data,
+            *(row.ctypes.data for row in self._times),
+        ]
+        steps = [(kernels.clock, 3), (kernels.work, 0), (kernels.clock, 4)]
+        for number, (kernel, argument) in enumerate(steps):
+            step = frame.HEADER_WORDS + frame.STEP_WORDS * number
+            words[step + frame.STEP_KERNEL] = kernel
+            words[step + frame.STEP_ARGUMENTS] = address + 8 * (ARGUMENTS + argument)
