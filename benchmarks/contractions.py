@@ -2,8 +2,9 @@
 
 Each side runs in a process of its own, in turn, several rounds: dlc, PyTorch contiguous, PyTorch
 channels last. Shown is the median of the rounds, how far the rounds are apart, the ratio to the
-better of PyTorch's two, and the share of the multiply-add peak that was measured between the
-rounds. A convolution reads a padded NHWC image and adds a bias, as inside a model.
+better of PyTorch's two, and the share of the multiply-add peak that was measured in the rounds.
+A convolution reads a padded NHWC image and adds a bias, as inside a model. The machine should have
+nothing else to do: the spread says whether that was so.
 
     python -m benchmarks.contractions [--rounds 5] [--threads 2] [--only conv,matmul] [--isa LEVEL]
 """
@@ -189,11 +190,12 @@ def measure(side: str, cases: list[Case], threads: int) -> Iterator[dict[str, An
     """The median time of every case, on one side."""
     rng = np.random.default_rng(0)
     if side == "dlc":
+        from dlc.driver import peak
+
+        yield {"case": "peak", "flops_per_second": peak(threads).flops}
         machine = Machine(threads)
-        yield {"case": "peak", "flops_per_second": machine.peak()}
         for case in cases:
             yield {"case": case.name, "seconds": median_time(machine.prepare(case, rng))}
-        yield {"case": "peak", "flops_per_second": machine.peak()}
         return
     for case in cases:
         if side == "torch" or case.kind in ("conv", "depthwise"):
@@ -288,16 +290,6 @@ class Machine:
         words[frame.THREADS] = self.threads
         keep = (rows, steps_table, steps)
         return lambda: (self.pool.call(words.ctypes.data), keep)
-
-    def peak(self) -> float:
-        """Floating-point operations a second, of nothing but multiply-adds in registers."""
-        from dlc.backends.numba_cpu.peak import peak_kernel
-
-        kernel, rounds = peak_kernel(self.isa, "float32"), 20_000
-        y = np.zeros(128 * self.threads, np.float32)
-        call = self.call((kernel, {"y": y, "rounds": rounds}))
-        flops: int = kernel.tiles[0].flops * rounds * self.threads
-        return flops / median_time(call)
 
     def prepare(self, case: Case, rng: np.random.Generator) -> Callable[[], object]:
         """A call of the case."""

@@ -78,7 +78,7 @@ if TYPE_CHECKING:
     from dlc import passes as passes
     from dlc.driver import compile as compile
     from dlc.driver import jit as jit
-    from dlc.driver import trace_graph as trace
+    from dlc.driver import trace_graph as trace  # noqa: F401
     from dlc.errors import DTypeError as DTypeError
     from dlc.errors import Error as Error
     from dlc.errors import IndexError as IndexError

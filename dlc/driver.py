@@ -6,32 +6,47 @@ Executable
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from dlc import config
+from dlc import config, debug
 from dlc.errors import ArgumentError, TargetError, explain
 from dlc.frontend import hook
-from dlc.frontend.module import Module
+from dlc.frontend.module import Module, version_of
 from dlc.frontend.parameter import latest_change, latest_version
 from dlc.frontend.trace import Traced, flatten_arguments, trace
 from dlc.ir.graph import Graph
 from dlc.ir.plan import Plan
 from dlc.ir.sizes import bounds
+from dlc.progress import bar
+from dlc.report import duration, quantity
 from dlc.runtime import cache as disk
 from dlc.runtime import threads as machine
+from dlc.runtime.entry import ENTRIES as NATIVE_ENTRY
 from dlc.runtime.executable import Executable, Kernel
 from dlc.runtime.loader import Linked
 from dlc.runtime.pool import ENTRIES, Pool, shared
 
+if TYPE_CHECKING:
+    from dlc.backends.native.isa import Isa
+    from dlc.progress import Report
+    from dlc.runtime.bundle import Compiled
+    from dlc.runtime.peak import Peak
+    from dlc.runtime.profile import Profile
+
 Array: TypeAlias = "np.ndarray[Any, Any]"
 logger = logging.getLogger("dlc.driver")
+#: Compiled variants of one function that are kept, the newest.
+KEPT_VARIANTS = 64
 TARGETS = ("cpu", "reference")
+CLOCKS = ("dlc_stamp", "dlc_cpu_stamp")
 
 
 def compile(
@@ -60,6 +75,8 @@ def compile(
         Threads of a call; by default what the machine allows (see docs/configuration.md).
     verify : int
         1 verifies the graph after each pass, 2 also evaluates it before and after in float64.
+    progress : bool, optional
+        Show what is being compiled; by default on a terminal (see docs/configuration.md).
     freeze : bool
         Copy the parameters now and let the originals go, rather than follow them.
 
@@ -72,11 +89,14 @@ def compile(
     """
     if target not in TARGETS:
         raise TargetError(explain("dlc.compile", f"a target of {', '.join(TARGETS)}", repr(target)))
-    traced = trace(function, *specs)
+    debug.setup()
+    with debug.timed(logger, "trace"):
+        traced = trace(function, *specs)
     sources: Mapping[str, Any] = traced.parameters
     if freeze:
         sources = {name: _Frozen(variable.numpy()) for name, variable in sources.items()}
-    return _executable(traced, sources, target, opt, threads, max(verify, config.get("verify")))
+    verify = max(verify, config.get("verify"))
+    return _executable(traced, sources, target, opt, threads, verify, progress)
 
 
 def _executable(
@@ -86,14 +106,26 @@ def _executable(
     opt: str = "O2",
     threads: int | None = None,
     verify: int = 0,
+    progress: bool | None = None,
 ) -> Executable:
     optimised = functools.cache(lambda: optimise(traced.graph, opt, verify))
+    profiler = None
     if target == "reference":
         runner, kernels = _Reference(optimised()), ()
     else:
-        runner, kernels = _native(traced.graph, optimised, (opt, verify), threads)
+        options = (opt, verify)
+        runner, kernels = _native(traced.graph, optimised, options, threads, progress)
+        profiler = functools.partial(_profile, runner)
     return Executable(
-        optimised, runner, kernels, sources, _flattener(traced), _finisher(traced), latest_version, _is_flat(traced)
+        optimised,
+        runner,
+        kernels,
+        sources,
+        _flattener(traced),
+        _finisher(traced),
+        latest_version,
+        _is_flat(traced),
+        profiler,
     )
 
 
@@ -103,10 +135,8 @@ def optimise(graph: Graph, opt: str = "O2", verify: int = 0) -> Graph:
     from dlc.backends import reference
     from dlc.ir.values import Check
 
-    def evaluate(graph: Graph, arrays: Mapping[str, Array]) -> Sequence[Array]:
-        return reference.run(graph, arrays, dtype="float64")
-
-    return passes.run(graph, opt, verify=verify > 0, check=Check(evaluate) if verify > 1 else None)
+    check = Check(reference.run) if verify > 1 else None
+    return passes.run(graph, opt, verify=verify > 0, check=check)
 
 
 class _Frozen:
@@ -143,28 +173,117 @@ class _Reference:
 
 
 def _native(
-    graph: Graph, optimised: Callable[[], Graph], options: tuple[object, ...], threads: int | None
+    graph: Graph,
+    optimised: Callable[[], Graph],
+    options: tuple[object, ...],
+    threads: int | None,
+    progress: bool | None = None,
 ) -> tuple[Any, tuple[Kernel, ...]]:
     """A runner of native code; a graph that was compiled before comes whole from the cache, without
-    any pass.
+    any pass (unless somebody wants to read what the passes choose).
     """
     from dlc.backends.native.isa import host
     from dlc.runtime.bundle import pack, unpack
     from dlc.runtime.loader import link
     from dlc.runtime.runner import Runner
 
-    isa = host()
+    isa, start, made = host(), time.perf_counter(), []
 
     def build() -> bytes:
-        from dlc.backends.numba_cpu.lower import Lowering
-        from dlc.passes.schedule import schedule
+        made.append(graph.name)
+        with bar(f"compiling {graph.name}", progress) as report:
+            return pack(_lowered(optimised, isa, report))
 
-        return pack(Lowering(isa, _cached).compile(*schedule(optimised())))
+    logger.log(debug.IR, "traced:\n%s", graph)
+    reading = logger.isEnabledFor(debug.CHOICES)
+    key = ("model", graph.structure_key(), options, isa.name)
+    compiled = unpack(build() if reading else _cached(key, build))
+    for source in compiled.sources.values():
+        logger.log(debug.SOURCE, "source:\n%s", source)
+    with debug.timed(logger, f"link {len(compiled.objects)} objects"):
+        linked = link(list(compiled.objects.values()), compiled.plan.kernels)
+    pool = _pool(machine.count(threads))
+    runner = Runner(compiled.plan, linked, pool, compiled.constants, _entry())
+    kernels = _kernels(compiled.plan, compiled.sources)
+    logger.log(
+        debug.SUMMARY,
+        "%s for %s, %d threads: %d kernels, %s, %s of arena; %s in %s",
+        graph.name,
+        isa.name,
+        pool.threads,
+        len(kernels),
+        quantity(sum(kernel.flops for kernel in kernels), "FLOP"),
+        quantity(compiled.plan.arena, "B"),
+        "compiled" if made else "from the cache",
+        duration(time.perf_counter() - start),
+    )
+    return runner, kernels
 
-    compiled = unpack(_cached(("model", graph.structure_key(), options, isa.name), build))
-    linked = link(list(compiled.objects.values()), compiled.plan.kernels)
-    runner = Runner(compiled.plan, linked, _pool(machine.count(threads)), compiled.constants, _entry())
-    return runner, _kernels(compiled.plan, compiled.sources)
+
+def _lowered(optimised: Callable[[], Graph], isa: Isa, report: Report) -> Compiled:
+    """The plan and the objects of a graph, by way of passes, schedules and kernels."""
+    from dlc.backends.numba_cpu.lower import Lowering
+    from dlc.passes.schedule import schedule
+
+    report("passes", 0, 0)
+    with debug.timed(logger, "passes"):
+        graph = optimised()
+    with debug.timed(logger, "schedule"):
+        prepare, main, prepared = schedule(graph)
+    for name, each in (("prepare", prepare), ("main", main)):
+        logger.log(debug.IR, "%s, scheduled:\n%s", name, each.graph)
+        for group in each.groups:
+            logger.log(debug.CHOICES, "%s: %r", name, group)
+    with debug.timed(logger, "kernels"):
+        return Lowering(isa, _cached, report).compile(prepare, main, prepared)
+
+
+def peak(threads: int | None = None, dtype: str = "float32") -> Peak:
+    """The machine's peak in floating-point operations a second, measured once a process.
+
+    Parameters
+    ----------
+    threads : int, optional
+        By default as many as a compiled program uses.
+    dtype : {"float32", "float64"}
+
+    Returns
+    -------
+    Peak
+        ``.flops`` a second, with the number of threads and the level of instructions.
+    """
+    from dlc.backends.native.isa import host
+
+    return _peak(machine.count(threads), dtype, host().name)
+
+
+@functools.cache
+def _peak(threads: int, dtype: str, level: str) -> Peak:
+    from dlc.backends.native.isa import LEVELS
+    from dlc.backends.numba_cpu import probes
+    from dlc.runtime.peak import PeakKernels, measure
+
+    if dtype not in probes.PEAK:
+        raise ArgumentError(explain("peak", f"a dtype of {', '.join(probes.PEAK)}", repr(dtype)))
+    isa, work = LEVELS[level], probes.PEAK[dtype]
+    pool = Pool(_interpreter(), threads, whole_team=True)
+    with (
+        _support(work, (work,), lambda: probes.peak(isa, dtype)) as code,
+        contextlib.closing(pool),
+    ):
+        clock, flops = _clocks().address("dlc_cpu_stamp"), probes.flops_per_round(isa, dtype)
+        return measure(pool, PeakKernels(code.address(work), clock, level, dtype, flops))
+
+
+def _profile(
+    runner: Any, arrays: Sequence[Array], call: Callable[[], object], repeats: int | None
+) -> Profile:
+    from dlc.runtime.profile import measure
+
+    def measured(dtype: str, threads: int) -> Peak:
+        return peak(threads, dtype)
+
+    return measure(runner, _clocks().address("dlc_stamp"), measured, arrays, call, repeats)
 
 
 def _cached(parts: Sequence[object], make: Callable[[], bytes]) -> bytes:
@@ -173,36 +292,57 @@ def _cached(parts: Sequence[object], make: Callable[[], bytes]) -> bytes:
     return disk.default().get_or(key, make)
 
 
+# Native code that is not a model's: linked once a process.
+
+
 def _pool(threads: int) -> Pool:
     """The process-wide pool of a number of threads."""
+    return shared(threads, _interpreter)
 
-    def load() -> Linked:
-        from dlc.backends.native import isa
-        from dlc.runtime.loader import link
 
-        def build() -> bytes:
-            from dlc.backends.native import interpreter
+@functools.cache
+def _interpreter() -> Linked:
+    def build() -> bytes:
+        from dlc.backends.native import interpreter
+        from dlc.backends.native.isa import host
 
-            return interpreter.build(isa.host())
+        return interpreter.build(host())
 
-        return link([_cached(("interpreter", isa.host().name), build)], ENTRIES)
-
-    return shared(threads, load)
+    return _support("interpreter", ENTRIES, build)
 
 
 @functools.cache
 def _entry() -> Linked:
     """The native entry of calls from Python."""
-    from dlc.backends.native.isa import host
-    from dlc.runtime.entry import ENTRIES as names
-    from dlc.runtime.loader import link
 
     def build() -> bytes:
         from dlc.backends.native import entry
+        from dlc.backends.native.isa import host
 
         return entry.build(host())
 
-    return link([_cached(("entry", host().name), build)], names)
+    return _support("entry", NATIVE_ENTRY, build)
+
+
+@functools.cache
+def _clocks() -> Linked:
+    """Kernels that read clocks."""
+
+    def build() -> bytes:
+        from dlc.backends.native.isa import host
+        from dlc.backends.numba_cpu import probes
+
+        return probes.clocks(host())
+
+    return _support("clocks", CLOCKS, build)
+
+
+def _support(name: str, entries: Sequence[str], build: Callable[[], bytes]) -> Linked:
+    """An object for this machine, from the cache where it was built before, linked."""
+    from dlc.backends.native.isa import host
+    from dlc.runtime.loader import link
+
+    return link([_cached((name, host().name), build)], entries)
 
 
 def _kernels(plan: Plan, sources: Mapping[str, str]) -> tuple[Kernel, ...]:
@@ -225,7 +365,8 @@ def _flattener(traced: Traced) -> Callable[..., Sequence[Array]]:
         leaves, arguments = flatten_arguments(args, kwargs)
         if arguments != traced.arguments:
             raise ArgumentError(
-                "the call's arguments differ from those that were compiled: only arrays may change between "
+                "the call's arguments differ from those that were compiled: only arrays may change "
+                "between "
                 "calls; Python values are part of the compiled function. Compile again for these"
             )
         return [np.asarray(leaf) for leaf in leaves]
@@ -234,7 +375,7 @@ def _flattener(traced: Traced) -> Callable[..., Sequence[Array]]:
 
 
 def _finisher(traced: Traced) -> Callable[[Sequence[Array]], Any]:
-    """From the graph's outputs to the function's result; new values of buffers go to their owners."""
+    """From the graph's outputs to the function's result; buffers get their new values."""
     results = len(traced.graph.outputs) - len(traced.graph.aliases)
 
     def finish(outputs: Sequence[Array]) -> Any:
@@ -259,21 +400,25 @@ class _Calls:
         self.function = function
         self._lock = threading.Lock()
         self._compiled: dict[Any, Executable] = {}
-        self._seen = -1
 
     def __call__(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         leaves, arguments = flatten_arguments(args, kwargs)
-        key = (arguments, tuple((leaf.dtype.name, leaf.shape) for leaf in leaves))
+        shapes = tuple((leaf.dtype.name, leaf.shape) for leaf in leaves)
+        key = (arguments, shapes, self._version())
         with self._lock:
-            if latest_change() != self._seen:
-                self._compiled.clear()
-                self._seen = latest_change()
             executable = self._compiled.get(key)
         if executable is None:
             executable = compile_call(self.function, args, kwargs)
             with self._lock:
+                if len(self._compiled) >= KEPT_VARIANTS:
+                    del self._compiled[next(iter(self._compiled))]
                 executable = self._compiled.setdefault(key, executable)
         return executable(*args, **kwargs)
+
+    def _version(self) -> object:
+        """What must not have changed for compiled code to hold; a plain function may use any model."""
+        module = isinstance(self.function, Module)
+        return version_of(self.function) if module else latest_change()
 
     def __deepcopy__(self, memo: object) -> None:
         """A copy of a module compiles for itself."""

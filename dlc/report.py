@@ -22,9 +22,11 @@ def quantity(value: float, unit: str = "") -> str:
 
     Examples
     --------
-    >>> quantity(1814073344, "FLOP"), quantity(61706), quantity(0, "B")
-    ('1.81 GFLOP', '61.7 k', '0 B')
+    >>> quantity(1814073344, "FLOP"), quantity(61706), quantity(28, "B")
+    ('1.81 GFLOP', '61.7 k', '28 B')
     """
+    if value < 1000 and value == int(value):
+        return f"{int(value)} {unit}".rstrip()
     power = 0
     while abs(value) >= 999.5 and power + 1 < len(_LARGE):
         value, power = value / 1000, power + 1
@@ -37,7 +39,7 @@ def duration(seconds: float) -> str:
     Examples
     --------
     >>> duration(0.0031346), duration(4.7e-6), duration(72.0)
-    ('3.13 ms', '4.7 µs', '72 s')
+    ('3.13 ms', '4.70 µs', '72.0 s')
     """
     unit, size = next((each for each in _SMALL if seconds >= 0.9995 * each[1]), _SMALL[-1])
     return f"{_digits(seconds / size)} {unit}"
@@ -49,15 +51,14 @@ def percent(share: float) -> str:
     Examples
     --------
     >>> percent(0.8349), percent(0.0042)
-    ('83 %', '0.42 %')
+    ('83 %', '0.4 %')
     """
-    return f"{_digits(100 * share)} %" if share < 0.0995 else f"{100 * share:.0f} %"
+    return f"{100 * share:.0f} %" if share >= 0.0995 else f"{100 * share:.1f} %"
 
 
 def _digits(value: float) -> str:
-    """Three digits, without zeros at the end that say nothing."""
-    text = f"{value:.3g}"
-    return text if "e" not in text else f"{value:.0f}"
+    """Three digits, as long as they do not end before the point."""
+    return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f}"
 
 
 def table(

@@ -447,6 +447,17 @@ def test_a_failure_leaves_older_files_whole(tmp_path, compiler, error, message):
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == old
 
 
+def test_a_name_of_its_own(tmp_path):
+    """The linker does nothing here but make the file that it was asked for."""
+    linker = tmp_path / "linker"
+    linker.write_text('#!/bin/sh\nwhile [ "$1" != -o ]; do shift; done\n: > "$2"\n')
+    linker.chmod(0o755)
+    write_library(empty(), PARAMETERS, tmp_path / "lib-2.so", "two", compiler=str(linker))
+    made = {path.name for path in tmp_path.iterdir()} - {"linker"}
+    assert made == {"lib-2.so", "two.h", "two.safetensors"}
+    assert '"two.safetensors"' in (tmp_path / "two.h").read_text()
+
+
 def test_a_folder_that_is_not_there(tmp_path):
     with pytest.raises(ExecutionError, match="cannot write the library"):
         write_library(empty(), PARAMETERS, tmp_path / "none" / "n.so")

@@ -58,7 +58,7 @@ def test_a_drawing_shows_ops_parameters_shapes_and_dimensions():
     shown = texts(drawing)
     for text in ("conv2d", "padding 1", "one.weight 4×4×3×3", "x0", "output", "batch 1..8"):
         assert any(text in line for line in shown), text
-    assert shown.count("batch×4×8×8") == 8  # every edge but the last
+    assert shown.count("batch×4×8×8") == 11  # the input, and five ops a block
     assert shown.count("batch×4") == 1
     for kind in ("leaf", "pointwise", "contract", "reduce", "shortcut"):
         assert kind in shown
@@ -178,32 +178,43 @@ def dags(draw):
     return sizes, edges
 
 
+SLACK = 1e-6  # of floating point
+
+
+def places(plan, sizes):
+    """x, y, width and height of each box."""
+    centres = (plan.centres[i] for i in range(len(sizes)))
+    return [(x - w / 2, y - h / 2, w, h) for (x, y), (w, h) in zip(centres, sizes)]
+
+
 @given(dags())
-@settings(max_examples=100)
-def test_boxes_keep_their_gaps_and_edges_run_downward_beside_boxes(dag):
+@settings(max_examples=60)
+def test_boxes_keep_their_gaps(dag):
     sizes, edges = dag
     plan = layout(sizes, edges)
-    places = [
-        (plan.centres[i][0] - w / 2, plan.centres[i][1] - h / 2, w, h)
-        for i, (w, h) in enumerate(sizes)
-    ]
-    for (ax, ay, aw, ah), (bx, by, bw, bh) in itertools.combinations(places, 2):
+    placed = places(plan, sizes)
+    for (ax, ay, aw, ah), (bx, by, bw, bh) in itertools.combinations(placed, 2):
         beside = max(ax, bx) - min(ax + aw, bx + bw)
         below = max(ay, by) - min(ay + ah, by + bh)
-        assert beside >= GAP_X - 1e-6 or below >= GAP_Y - 1e-6
+        assert beside >= GAP_X - SLACK or below >= GAP_Y - SLACK
+    assert all(x >= -SLACK and x + w <= plan.width + SLACK for x, _, w, _ in placed)
+    assert all(y >= -SLACK and y + h <= plan.height + SLACK for _, y, _, h in placed)
+
+
+@given(dags())
+@settings(max_examples=60)
+def test_edges_run_downward_beside_boxes(dag):
+    sizes, edges = dag
+    plan = layout(sizes, edges)
+    placed = places(plan, sizes)
+    assert set(plan.paths) == set(edges)
     for (a, b), points in plan.paths.items():
-        assert points[0] == pytest.approx(
-            (plan.centres[a][0], plan.centres[a][1] + sizes[a][1] / 2)
-        )
-        assert points[-1] == pytest.approx(
-            (plan.centres[b][0], plan.centres[b][1] - sizes[b][1] / 2)
-        )
-        assert all(p[1] <= q[1] + 1e-6 for p, q in itertools.pairwise(points))
-        for x, y in points[1:-1]:
-            assert not any(
-                px - LANE / 2 < x < px + w + LANE / 2 and py < y < py + h for px, py, w, h in places
-            )
-    assert all(x - 1e9 * 0 >= 0 and x + w <= plan.width + 1e-6 for x, _, w, _ in places)
+        (ax, ay, aw, ah), (bx, by, bw, _) = placed[a], placed[b]
+        assert points[0] == pytest.approx((ax + aw / 2, ay + ah))
+        assert points[-1] == pytest.approx((bx + bw / 2, by))
+        assert all(p[1] <= q[1] + SLACK for p, q in itertools.pairwise(points))
+        for (x, y), (px, py, w, h) in itertools.product(points[1:-1], placed):
+            assert not (px - LANE / 2 < x < px + w + LANE / 2 and py < y < py + h)
 
 
 def test_a_chain_is_straight_and_a_shortcut_is_marked():

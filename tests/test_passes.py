@@ -136,6 +136,14 @@ def test_a_batch_norm_over_another_axis_than_the_features_stays():
     assert folded(graph) == ["input", "linear", "mul", "add"]
 
 
+def test_a_scale_that_brings_the_batch_dimension_stays():
+    """A stack of channels (5, 5, 5) times (1, 5, 1, 1) is a batch of one image."""
+    graph = graph_of(
+        (f32(5, 5, 5),), lambda x: op.conv2d(x * param("s", 1, 5, 1, 1), param("w", 6, 5, 3, 3))
+    )
+    assert folded(graph) == ["input", "mul", "conv2d"]
+
+
 def test_preprocessing_folds_into_the_first_convolution():
     """(x - mean) / std, as users write it in front of a network."""
     graph = images(lambda x: conv((x - scale(4, "mean")) / scale(4, "std"), weight(), 0))

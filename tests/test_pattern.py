@@ -352,6 +352,15 @@ def test_a_procedure_is_a_rule():
         ),
         (lambda: rule("r", lambda x: x + "1", lambda x: x), "variables, ops and numbers; got '1'"),
         (lambda: rule("r", lambda x: op.exp(x) if x else x, lambda x: x), "no truth value"),
+        (lambda: rule("r", lambda x: -x[0], lambda x: x), r"x\[0\] is no pattern; write op.slice"),
+        (
+            lambda: rule("r", lambda x, y, a: op.concat(*x, y, axis=a), lambda y: y),
+            r"in a pattern of concat, \*\.\.\. stands behind the other inputs",
+        ),
+        (
+            lambda: rule("r", lambda x, a: op.concat(x, axis=-a), lambda x: x),
+            "the attribute axis of concat is matched by a variable or a value",
+        ),
         (lambda: rule("r", lambda x, y: -y(x), lambda x: x), "y\\(...\\) names an op applied"),
     ],
 )

@@ -12,9 +12,10 @@ from helpers.exact_cases import CANONICALISE, SIMPLIFY
 from helpers.fold_cases import DECOMPOSE, FOLD_BN, LINEAR
 
 from dlc.backends import reference
-from dlc.errors import RuleError
+from dlc.errors import DTypeError, RuleError
 from dlc.ir.graph import Graph
 from dlc.ir.rewrite import Journal, rewrite
+from dlc.ir.types import DTYPES
 from dlc.ir.values import Check
 from dlc.ir.verify import verify
 from dlc.passes.canonicalise import Canonicalise
@@ -53,6 +54,21 @@ def test_an_exact_rule_keeps_every_bit(case, rng):
     graph = graph_of(case.types, case.before)
     got, _ = apply_rule(RULES[case.rule], graph)
     for _ in range(8):
+        arrays = hostile_arrays(graph, rng)
+        (expected,), (came,) = reference.run(graph, arrays), reference.run(got, arrays)
+        assert bits(expected) == bits(came)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", EXACT, ids=str)
+def test_an_exact_rule_holds_for_every_element_type_that_it_fires_on(case, dtype, rng):
+    types = tuple(t if t.dtype == "bool" else t.with_dtype(dtype) for t in case.types)
+    try:
+        graph = graph_of(types, case.before)
+    except DTypeError:
+        return  # no such graph
+    got, _ = apply_rule(RULES[case.rule], graph)
+    for _ in range(4):
         arrays = hostile_arrays(graph, rng)
         (expected,), (came,) = reference.run(graph, arrays), reference.run(got, arrays)
         assert bits(expected) == bits(came)

@@ -48,7 +48,8 @@ class Graph:
             object.__setattr__(self, "output_names", names)
         if len(self.output_names) != len(self.outputs):
             raise VerifyError(
-                f"graph {self.name!r} has {len(self.outputs)} outputs and {len(self.output_names)} names"
+                f"graph {self.name!r} has {len(self.outputs)} outputs and {len(self.output_names)} "
+                f"names"
             )
 
     @property
@@ -73,7 +74,7 @@ class Graph:
         return sorted(found, key=lambda dim: dim.name)
 
     def users(self) -> dict[Node, list[Node]]:
-        """The nodes that read each node, in topological order (outputs of the graph are not users)."""
+        """The nodes that read each node, in topological order (graph outputs are no users)."""
         users: dict[Node, list[Node]] = {node: [] for node in self.nodes}
         for node in users:
             for source in dict.fromkeys(node.inputs):

@@ -77,7 +77,8 @@ class Node(Arithmetic):
         """The type of a node with one output."""
         if isinstance(self.type, TupleType):
             raise TraceError(
-                f"{self.op.name} has {len(self.type.elements)} outputs; take one with node.project(i)"
+                f"{self.op.name} has {len(self.type.elements)} outputs; take one with "
+                f"node.project(i)"
             )
         return self.type
 
@@ -107,8 +108,10 @@ class Node(Arithmetic):
 
     def __bool__(self) -> bool:
         raise TraceError(
-            f"a Python condition{self._here()} on a symbolic tensor ({self.describe()}) has no value while the model is "
-            "traced; use dlc.where(condition, a, b) to choose by element, or decide on shapes and Python values"
+            f"a Python condition{self._here()} on a symbolic tensor ({self.describe()}) has no "
+            f"value while the model is "
+            "traced; use dlc.where(condition, a, b) to choose by element, or decide on shapes and "
+            "Python values"
         )
 
     def __index__(self) -> int:
@@ -121,17 +124,26 @@ class Node(Arithmetic):
 
     def _no_number(self) -> TraceError:
         return TraceError(
-            f"a Python number is asked for{self._here()} of a symbolic tensor ({self.describe()}), which has no value "
+            f"a Python number is asked for{self._here()} of a symbolic tensor ({self.describe()}), "
+            f"which has no value "
             "while the model is traced; compute with tensors, or use shapes and Python values"
         )
 
     def __array__(self, *_: object, **__: object) -> Any:
         raise TraceError(
-            f"NumPy cannot read a symbolic tensor{self._here()} ({self.describe()}); inside a traced function use dlc's functions "
+            f"NumPy cannot read a symbolic tensor{self._here()} ({self.describe()}); inside a "
+            f"traced function use dlc's functions "
             "(dlc.exp, dlc.functional), outside call the compiled function"
         )
 
-    __array_ufunc__ = None  # NumPy operands leave binary operators to `Arithmetic`
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Node:
+        """NumPy's functions and operators on tensors are the ops of the same meaning."""
+        if method != "__call__" or options or ufunc.__name__ not in _UFUNCS:
+            raise TraceError(
+                f"numpy.{ufunc.__name__} has no form for symbolic tensors{self._here()}; "
+                "inside a traced function use dlc's functions (dlc.exp, dlc.functional)"
+            )
+        return apply(_UFUNCS[ufunc.__name__], *inputs)
 
     def _here(self) -> str:
         """Where the user's program is while it is traced, for messages: `` at model.py:12``."""
@@ -150,6 +162,29 @@ class Node(Arithmetic):
 
     def __repr__(self) -> str:
         return f"<{self.describe()}>"
+
+
+#: Ops that NumPy's functions of these names stand for.
+_UFUNCS = {
+    **{name: name for name in ("abs", "sign", "floor", "ceil", "trunc", "maximum", "minimum")},
+    **{name: name for name in ("exp", "expm1", "log", "log1p", "sqrt", "sin", "cos", "tanh")},
+    **{name: name for name in ("logical_and", "logical_or", "logical_not", "isnan", "square")},
+    **{name: name for name in ("matmul", "reciprocal", "remainder", "floor_divide")},
+    "absolute": "abs",
+    "add": "add",
+    "subtract": "sub",
+    "multiply": "mul",
+    "divide": "div",
+    "power": "pow",
+    "negative": "neg",
+    "rint": "round",
+    "equal": "eq",
+    "not_equal": "ne",
+    "less": "lt",
+    "less_equal": "le",
+    "greater": "gt",
+    "greater_equal": "ge",
+}
 
 
 class Builder:
@@ -183,7 +218,8 @@ class Builder:
         for node in inputs:
             if node.builder is not self:
                 raise TraceError(
-                    f"{record.name} mixes tensors of two traces: {node.describe()} belongs to another one"
+                    f"{record.name} mixes tensors of two traces: {node.describe()} belongs to "
+                    f"another one"
                 )
         if record.promotes:
             inputs = _promoted(inputs, floats=record.promotes == "float")
@@ -239,7 +275,8 @@ class Builder:
         if isinstance(value, (np.ndarray, np.generic)):
             return self.constant(value)
         raise TraceError(
-            f"expected a tensor, a NumPy array or a number, got {value!r} of type {type(value).__name__}"
+            f"expected a tensor, a NumPy array or a number, got {value!r} of type "
+            f"{type(value).__name__}"
         )
 
 
@@ -263,7 +300,8 @@ def current_builder() -> Builder:
     builder = _CURRENT.get()
     if builder is None:
         raise TraceError(
-            "tensors exist only while a function is traced; call this inside a function given to dlc.jit"
+            "tensors exist only while a function is traced; call this inside a function given to "
+            "dlc.jit"
         )
     return builder
 

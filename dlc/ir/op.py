@@ -77,13 +77,14 @@ class Reduction:
     Parameters
     ----------
     combine : str
-        Expression that joins two partial results ``{a}`` and ``{b}``.
+        Expression that joins two partial results ``{a}`` and ``{b}``; with ``position``, whether
+        the later element ``{b}`` takes the place of ``{a}``.
     init : float
         The neutral element; for integers it is clamped to the type's range.
     finish : str
         Expression of the result from the total ``{acc}`` and the number ``{n}`` of elements.
     position : bool
-        The result is the position of the element that won, not its value.
+        The result is the position of the element that won, not its value; of equals, the first.
     """
 
     combine: str

@@ -25,6 +25,7 @@ for infinity. A rule is exact to the bit unless it says how many ``rounding`` st
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -274,6 +275,7 @@ def _surroundings(node: Node, context: Context) -> dict[str, Any]:
     return {"root": node, "uses": context.uses, "parametric": context.parametric}
 
 
+@functools.lru_cache(maxsize=4096)
 def _parameters(function: Callable[..., Any]) -> tuple[str, ...]:
     return tuple(inspect.signature(function).parameters)
 
@@ -390,7 +392,9 @@ class Variable(Pattern):
         """Makes ``**c`` in a pattern stand for the attributes that are not named."""
         return (_REST,)
 
-    def __getitem__(self, key: str) -> Variable:
+    def __getitem__(self, key: object) -> Variable:
+        if key != _REST:
+            raise RuleError(f"{self.name}[{key!r}] is no pattern; write op.slice or op.take")
         return self
 
     def match(self, node: Node, match: Match) -> Iterator[Match]:
@@ -430,6 +434,11 @@ class Application(Pattern):
         self.inputs = inputs
         self.attrs = dict(attrs or {})
         self.name = name
+        if any(isinstance(pattern, Rest) for pattern in inputs[:-1]):
+            raise RuleError(f"in a pattern of {op}, *... stands behind the other inputs")
+        for key, value in self.attrs.items():
+            if isinstance(value, Pattern) and not isinstance(value, Variable):
+                raise RuleError(f"the attribute {key} of {op} is matched by a variable or a value")
 
     def match(self, node: Node, match: Match) -> Iterator[Match]:
         """Matches op, attributes, then inputs, in both orders where the op is commutative."""

@@ -1,8 +1,9 @@
 """Sizes of tensors: integers, or polynomials in named dimensions.
 
-One compiled kernel serves a whole range of batch sizes, so shapes are computed with symbols. A symbolic size is kept in
-normal form (a sum of monomials with integer coefficients over atoms), hence equality of sizes is equality of normal forms.
-What the normal form and the declared ranges cannot decide is an error that names both sides, never a guess.
+One compiled kernel serves a whole range of batch sizes, so shapes are computed with symbols. A
+symbolic size is kept in normal form (a sum of monomials with integer coefficients over atoms),
+hence equality of sizes is equality of normal forms. What the normal form and the declared ranges
+cannot decide is an error that names both sides, never a guess.
 
 The same polynomials describe addresses in generated kernels, where the atoms are loop variables.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TypeAlias, Union
+from typing import TypeAlias
 
 import numpy as np
 
@@ -28,7 +29,8 @@ class Dim:
     name : str
         An identifier; two dimensions of one name in a model are the same dimension.
     min, max : int
-        The declared range, both ends included. It is a contract, checked on every call; memory is planned at ``max``.
+        The declared range, both ends included. It is a contract, checked on every call; memory is
+        planned at ``max``.
     """
 
     name: str
@@ -38,8 +40,13 @@ class Dim:
     def __post_init__(self) -> None:
         if not self.name.isidentifier():
             raise ShapeError(f"a Dim is named by an identifier such as 'batch', got {self.name!r}")
-        if not (isinstance(self.min, int) and isinstance(self.max, int) and 0 <= self.min <= self.max):
-            raise ShapeError(f"Dim {self.name!r} expects integers 0 <= min <= max, got {self.min!r}..{self.max!r}")
+        if not (
+            isinstance(self.min, int) and isinstance(self.max, int) and 0 <= self.min <= self.max
+        ):
+            raise ShapeError(
+                f"Dim {self.name!r} expects integers 0 <= min <= max, got "
+                f"{self.min!r}..{self.max!r}"
+            )
 
     def __str__(self) -> str:
         return self.name
@@ -79,9 +86,9 @@ class Floor:
         return f"(({self.numerator}) // {self.divisor})"
 
 
-Atom: TypeAlias = Union[Dim, Floor]
+Atom: TypeAlias = Dim | Floor
 Monomial: TypeAlias = tuple[Atom, ...]  # sorted by text, an atom repeated for a power
-Size: TypeAlias = Union[int, "Poly"]
+Size: TypeAlias = "int | Poly"
 
 
 def _sorted(atoms: Iterable[Atom]) -> Monomial:
@@ -91,14 +98,17 @@ def _sorted(atoms: Iterable[Atom]) -> Monomial:
 class Poly:
     """A polynomial with integer coefficients over atoms, in normal form; immutable and hashable.
 
-    Build one from a `Dim` with `as_size`; an arithmetic result that is constant comes back as an ``int``.
+    Build one from a `Dim` with `as_size`; an arithmetic result that is constant comes back as an
+    ``int``.
     """
 
-    __slots__ = ("terms", "_hash")
+    __slots__ = ("_hash", "terms")
     __array_ufunc__ = None  # NumPy integers leave the operators to this class
 
     def __init__(self, terms: Mapping[Monomial, int]):
-        self.terms: dict[Monomial, int] = {m: terms[m] for m in sorted(terms, key=_order) if terms[m]}
+        self.terms: dict[Monomial, int] = {
+            m: terms[m] for m in sorted(terms, key=_order) if terms[m]
+        }
         dim = self._dim()
         words = tuple((tuple(map(str, m)), c) for m, c in self.terms.items())
         self._hash = hash(words if dim is None else dim)
@@ -151,10 +161,16 @@ class Poly:
 
     def __floordiv__(self, divisor: int) -> Size:
         if not isinstance(divisor, int) or divisor <= 0:
-            raise ShapeError(f"symbolic sizes divide by positive integers only, got ({self}) // {divisor}")
+            raise ShapeError(
+                f"symbolic sizes divide by positive integers only, got ({self}) // {divisor}"
+            )
         # floor((d q + r) / d) = q + floor(r / d), where r has what d does not divide.
-        whole = _simplest({m: c // divisor for m, c in self.terms.items() if not m or c % divisor == 0})
-        rest = _simplest({m: c % divisor if not m else c for m, c in self.terms.items() if c % divisor})
+        whole = _simplest(
+            {m: c // divisor for m, c in self.terms.items() if not m or c % divisor == 0}
+        )
+        rest = _simplest(
+            {m: c % divisor if not m else c for m, c in self.terms.items() if c % divisor}
+        )
         low, high = bounds(rest)
         if low // divisor == high // divisor:  # the rest never reaches another multiple
             return whole + low // divisor
@@ -165,7 +181,9 @@ class Poly:
         return self - (self // divisor) * divisor
 
     def __rfloordiv__(self, other: object) -> Size:
-        raise ShapeError(f"symbolic sizes divide by positive integers only, got {other} // ({self})")
+        raise ShapeError(
+            f"symbolic sizes divide by positive integers only, got {other} // ({self})"
+        )
 
     __rmod__ = __rfloordiv__
 
@@ -203,7 +221,7 @@ class Poly:
 
 
 def _floor(size: Poly, divisor: int) -> Size:
-    """``size // divisor`` in lowest terms: ``(4 i + j) // 8`` is ``i // 2`` where ``0 <= j < 4``."""
+    """``size // divisor`` in lowest terms: ``(4 i + j) // 8`` is ``i // 2`` for ``0 <= j < 4``."""
     for common in sorted({math.gcd(divisor, c) for m, c in size.terms.items() if m}, reverse=True):
         part = {m: c // common for m, c in size.terms.items() if not m or c % common == 0}
         low, high = bounds(size - _simplest(part) * common)
@@ -250,12 +268,16 @@ def as_size(value: object) -> Size:
         return Poly({(value,): 1}) if value.min != value.max else value.min
     if hasattr(value, "__index__") and not isinstance(value, bool):
         return int(value)
-    raise ShapeError(f"a size is an integer or a dlc.Dim, got {value!r} of type {type(value).__name__}")
+    raise ShapeError(
+        f"a size is an integer or a dlc.Dim, got {value!r} of type {type(value).__name__}"
+    )
 
 
 def atoms(size: Size) -> set[Atom]:
     """The atoms that a size is written in (the ones inside a `Floor` not included)."""
-    return {atom for monomial in size.terms for atom in monomial} if isinstance(size, Poly) else set()
+    return (
+        {atom for monomial in size.terms for atom in monomial} if isinstance(size, Poly) else set()
+    )
 
 
 def dims(size: Size) -> set[Dim]:
@@ -267,7 +289,9 @@ def dims(size: Size) -> set[Dim]:
 
 
 def evaluate(size: Size, values: Mapping[str, int]) -> int:
-    """The integer that a size has under ``values`` (by name of dimension); raises `ShapeError` beyond int64."""
+    """The integer that a size has under ``values`` (by name of dimension); raises `ShapeError`
+    beyond int64.
+    """
     if isinstance(size, int):
         return size
     total = 0
@@ -275,7 +299,9 @@ def evaluate(size: Size, values: Mapping[str, int]) -> int:
         for atom in monomial:
             if isinstance(atom, Dim):
                 if atom.name not in values:
-                    raise ShapeError(f"the size {size} needs a value for {atom}, got {dict(values)}")
+                    raise ShapeError(
+                        f"the size {size} needs a value for {atom}, got {dict(values)}"
+                    )
                 coefficient *= values[atom.name]
             else:
                 coefficient *= evaluate(atom.numerator, values) // atom.divisor
@@ -304,8 +330,9 @@ def substitute(size: Size, values: Mapping[Dim, Size]) -> Size:
 def bounds(size: Size, depth: int = 0) -> tuple[int, int]:
     """Least and greatest value that the declared ranges allow, as far as interval arithmetic sees.
 
-    A floor division also bounds by what it divides: ``c * (p // d)`` is ``c / d * (p - r)`` for a remainder
-    ``0 <= r < d``, which decides ``n <= 2 * ((n + 1) // 2)`` where the interval of each term alone does not.
+    A floor division also bounds by what it divides: ``c * (p // d)`` is ``c / d * (p - r)`` for a
+    remainder ``0 <= r < d``, which decides ``n <= 2 * ((n + 1) // 2)`` where the interval of each
+    term alone does not.
     """
     if isinstance(size, int):
         return size, size
@@ -349,18 +376,24 @@ def _atom_bounds(atom: Atom) -> tuple[int, int]:
 
 
 def same(a: Size, b: Size) -> bool:
-    """Whether two sizes have the same normal form (always equal); False means "not known to be equal"."""
+    """Whether two sizes have the same normal form (always equal); False means "not known to be
+    equal".
+    """
     return a == b
 
 
 def equal(a: Size, b: Size) -> bool:
-    """Whether two sizes are equal for all values in range; raises `ShapeError` where that is not decided."""
+    """Whether two sizes are equal for all values in range; raises `ShapeError` where that is not
+    decided.
+    """
     if a == b:
         return True
     low, high = bounds(a - b)
     if low > 0 or high < 0:
         return False
-    raise ShapeError(f"cannot decide whether the sizes {a} and {b} are equal; give them one Dim, or integers")
+    raise ShapeError(
+        f"cannot decide whether the sizes {a} and {b} are equal; give them one Dim, or integers"
+    )
 
 
 def less(a: Size, b: Size) -> bool:
@@ -370,7 +403,9 @@ def less(a: Size, b: Size) -> bool:
         return True
     if low >= 0:
         return False
-    raise ShapeError(f"cannot decide whether {a} < {b}; narrow the range of the Dim, or use integers")
+    raise ShapeError(
+        f"cannot decide whether {a} < {b}; narrow the range of the Dim, or use integers"
+    )
 
 
 def quotient(a: Size, b: Size) -> Size | None:

@@ -76,7 +76,7 @@ def tensor(dtype: object, shape: Iterable[object] = ()) -> TensorType:
 
 
 def as_dtype(dtype: object) -> str:
-    """The name of an element type given as a name, a NumPy dtype or scalar type, or a torch dtype."""
+    """The name of an element type given as a name, or a NumPy or torch dtype."""
     text = str(dtype).removeprefix("torch.")
     if text in DTYPES:
         return text

@@ -6,6 +6,7 @@ change is far below what a wrong rule changes.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -63,9 +64,8 @@ def random_arrays(graph: Graph, seed: int = 0) -> dict[str, Array]:
     Floats are normal, buffers positive (they are variances too), integers 0 or 1 (so that they can
     index almost anything); a named dimension takes a small value in its range.
     """
-    rng = np.random.default_rng(seed)
     sizes = {dim.name: min(dim.max, max(dim.min, 2)) for dim in graph.dims}
-    return {node.attrs["name"]: _random(node, sizes, rng) for node in _leaves(graph)}
+    return {node.attrs["name"]: _random(node, sizes, seed) for node in _leaves(graph)}
 
 
 def _leaves(graph: Graph) -> list[Node]:
@@ -76,7 +76,9 @@ def _used(graph: Graph, arrays: Mapping[str, Array]) -> dict[str, Array]:
     return {node.attrs["name"]: arrays[node.attrs["name"]] for node in _leaves(graph)}
 
 
-def _random(node: Node, sizes: Mapping[str, int], rng: np.random.Generator) -> Array:
+def _random(node: Node, sizes: Mapping[str, int], seed: int) -> Array:
+    # A stream for each name: a pass that reorders or drops parameters changes no other array.
+    rng = np.random.default_rng([seed, zlib.crc32(node.attrs["name"].encode())])
     shape = tuple(evaluate(size, sizes) for size in node.shape)
     if not is_float(node.dtype):
         return rng.integers(0, 2, shape).astype(node.dtype)

@@ -8,14 +8,14 @@ ISA; narrower vectors read a part of one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from dlc.errors import ShapeError
-from dlc.ir.op import OPS, Access, Array, Kind, Move, OpDef, Sample
-from dlc.ir.sizes import Size, as_size, product
+from dlc.ir.op import OPS, Access, Array, ErrorSample, Kind, Move, OpDef, Sample
+from dlc.ir.sizes import Size, as_size, product, shape_text
 from dlc.ir.types import TensorType, tensor
 
 #: Output channels of a panel.
@@ -34,8 +34,24 @@ def _pad_channels(w: Array, axis: int) -> Array:
     return np.pad(w, [(0, extra if a == axis else 0) for a in range(w.ndim)])
 
 
+def _expect_rank(x: TensorType, ndim: int, what: str) -> None:
+    if x.ndim != ndim:
+        raise ShapeError(f"expects {what}, got {shape_text(x.shape)}")
+
+
+def _flat_error(match: str, operands: int = 1, **attrs: Any) -> Callable[[], list[ErrorSample]]:
+    """The error sample of a vector where an array of more dimensions belongs."""
+    vector = tensor("float32", (8,))
+    return lambda: [ErrorSample((vector,) * operands, attrs, ShapeError, match)]
+
+
+_IMAGE, _OIHW = "an image (N, C, H, W)", "weights (O, I, KH, KW)"
+_SLIDE = {"stride": (1, 1), "padding": ((0, 0), (0, 0)), "dilation": (1, 1)}
+
+
 # Convolution weights: OIHW -> [group][panel][tap...][32]
 def _pack_conv_type(w: TensorType, *, groups: int, planes: bool) -> TensorType:
+    _expect_rank(w, 4, _OIHW)
     o, i, kh, kw = w.shape
     taps = (i, kh, kw) if planes else (kh, kw, i)
     return w.with_shape((groups, _panels(_static(o) // groups), *taps, PANEL))
@@ -79,15 +95,21 @@ pack_conv = OpDef(
     Kind.MOVE,
     infer=_pack_conv_type,
     ref=_pack_conv_ref,
-    doc="Convolution weights OIHW in panels of 32 output channels; `planes` orders taps (I, KH, KW), else (KH, KW, I).",
+    doc=(
+        "Convolution weights OIHW in panels of 32 output channels; `planes` orders taps (I, KH, "
+        "KW), else (KH, KW, I)."
+    ),
     move=Move(_pack_conv_index),
     no_grad=NO_GRADIENT,
     samples=_pack_conv_samples,
+    errors=_flat_error(_OIHW, groups=1, planes=False),
 )
 
 
 # Matrix: [..., K, N] -> [...][panel][K][32]
 def _pack_matrix_type(b: TensorType) -> TensorType:
+    if b.ndim < 2:
+        raise ShapeError(f"expects a matrix (..., K, N), got {shape_text(b.shape)}")
     *batch, k, n = b.shape
     return b.with_shape((*batch, (n + (PANEL - 1)) // PANEL, k, PANEL))
 
@@ -99,7 +121,7 @@ def _pack_matrix_index(i: Sequence[Size], types: Sequence[TensorType]) -> list[A
 
 
 def _pack_matrix_ref(b: Array) -> Array:
-    *batch, k, n = b.shape
+    *batch, k, _ = b.shape
     padded = _pad_channels(b, b.ndim - 1)
     panels = padded.reshape(*batch, k, -1, PANEL)
     return np.ascontiguousarray(np.moveaxis(panels, -2, -3))
@@ -114,11 +136,14 @@ pack_matrix = OpDef(
     move=Move(_pack_matrix_index),
     no_grad=NO_GRADIENT,
     samples=lambda rng: [Sample((rng.normal(size=s),)) for s in ((5, 40), (3, 32), (2, 4, 7))],
+    errors=_flat_error("a matrix"),
 )
 
 
 # Layout
 def _relayout_type(x: TensorType, *, order: tuple[int, ...], halo: Any) -> TensorType:
+    if sorted(order) != list(range(x.ndim)) or len(halo) != x.ndim:
+        raise ShapeError(f"expects an order of {x.ndim} dimensions, got {order}")
     return x
 
 
@@ -127,7 +152,10 @@ relayout = OpDef(
     Kind.MOVE,
     infer=_relayout_type,
     ref=lambda x, *, order, halo: x.copy(),
-    doc="The same values in another physical layout: an order of the dimensions and a halo of zeros.",
+    doc=(
+        "The same values in another physical layout: an order of the dimensions and a halo of "
+        "zeros."
+    ),
     move=Move(lambda i, types, **attrs: [Access(0, tuple(i))]),
     no_grad=NO_GRADIENT,
     samples=lambda rng: [
@@ -136,6 +164,7 @@ relayout = OpDef(
             {"order": (0, 2, 3, 1), "halo": ((0, 0), (0, 0), (1, 1), (2, 0))},
         )
     ],
+    errors=_flat_error("an order of 1", order=(1, 0), halo=((0, 0),)),
 )
 
 
@@ -158,6 +187,7 @@ def _conv_direct_type(
     groups: int,
     planes: bool,
 ) -> TensorType:
+    _expect_rank(x, 4, _IMAGE)
     kernel = w.shape[3:5] if planes else w.shape[2:4]
     spatial = [
         conv_output(x.shape[2 + d], _static(kernel[d]), stride[d], padding[d], dilation[d])
@@ -203,15 +233,20 @@ conv2d_direct = OpDef(
     Kind.CONTRACT,
     infer=_conv_direct_type,
     ref=_conv_direct_ref,
-    doc="Convolution with packed weights by register tiles over pixels and panels of output channels.",
+    doc=(
+        "Convolution with packed weights by register tiles over pixels and panels of output "
+        "channels."
+    ),
     no_grad=NO_GRADIENT,
     flops=_conv_direct_flops,
     samples=_conv_direct_samples,
+    errors=_flat_error(_IMAGE, 2, channels=8, groups=1, planes=False, **_SLIDE),
 )
 
 
 # Convolution with few output channels: weights [group][I][KH][KW][channels of a group]
 def _planes_type(x: TensorType, w: TensorType, *, padding: Pairs) -> TensorType:
+    _expect_rank(x, 4, _IMAGE)
     groups, _, kh, kw, channels = w.shape
     kernel = (_static(kh), _static(kw))
     spatial = [conv_output(x.shape[2 + d], kernel[d], 1, padding[d], 1) for d in range(2)]
@@ -244,6 +279,7 @@ conv2d_planes = OpDef(
             {"padding": ((0, 0), (0, 0))},
         ),
     ],
+    errors=_flat_error(_IMAGE, 2, padding=((0, 0), (0, 0))),
 )
 
 
@@ -256,6 +292,7 @@ def _depthwise_type(
     padding: Pairs,
     dilation: tuple[int, int],
 ) -> TensorType:
+    _expect_rank(x, 4, _IMAGE)
     kh, kw, _ = w.shape
     spatial = [
         conv_output(x.shape[2 + d], _static((kh, kw)[d]), stride[d], padding[d], dilation[d])
@@ -275,7 +312,10 @@ conv2d_depthwise = OpDef(
     Kind.CONTRACT,
     infer=_depthwise_type,
     ref=_depthwise_ref,
-    doc="Depthwise convolution (one filter a channel) with weights (KH, KW, C), channels in the vector lanes.",
+    doc=(
+        "Depthwise convolution (one filter a channel) with weights (KH, KW, C), channels in the "
+        "vector lanes."
+    ),
     no_grad=NO_GRADIENT,
     flops=lambda y, x, w, **attrs: 2 * y.count * product(w.shape[:2]),
     samples=lambda rng: [
@@ -284,11 +324,14 @@ conv2d_depthwise = OpDef(
             {"stride": (1, 2), "padding": ((1, 1), (1, 1)), "dilation": (1, 1)},
         )
     ],
+    errors=_flat_error(_IMAGE, 2, **_SLIDE),
 )
 
 
 # Matrix product with a packed right side
 def _matmul_packed_type(a: TensorType, b: TensorType, *, columns: Size) -> TensorType:
+    if a.ndim < 2:
+        raise ShapeError(f"expects a matrix (..., M, K), got {shape_text(a.shape)}")
     return tensor(a.dtype, (*a.shape[:-1], columns))
 
 
@@ -304,7 +347,10 @@ matmul_packed = OpDef(
     Kind.CONTRACT,
     infer=_matmul_packed_type,
     ref=_matmul_packed_ref,
-    doc="Matrix product [..., M, K] by a packed [..., K, N]; without batches on the right, all rows are one matrix.",
+    doc=(
+        "Matrix product [..., M, K] by a packed [..., K, N]; without batches on the right, all "
+        "rows are one matrix."
+    ),
     no_grad=NO_GRADIENT,
     flops=lambda y, a, b, **attrs: 2 * y.count * a.shape[-1],
     samples=lambda rng: [
@@ -316,4 +362,5 @@ matmul_packed = OpDef(
             {"columns": 7},
         ),
     ],
+    errors=_flat_error("a matrix", 2, columns=7),
 )

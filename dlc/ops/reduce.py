@@ -122,6 +122,14 @@ def _bools(rng: np.random.Generator) -> Sample:
     return plain(rng.integers(0, 2, (3, 4)) > 0, axes=(1,), keepdims=True)
 
 
+def _long_rows(rng: np.random.Generator) -> Sample:
+    return plain(rng.uniform(0, 1, (2, 2500)), axes=(1,))  # more than backends sum in one block
+
+
+def _long_columns(rng: np.random.Generator) -> Sample:
+    return plain(rng.uniform(0, 1, (1300, 3)), axes=(0,))
+
+
 def _empty(rng: np.random.Generator) -> Sample:
     return plain(np.zeros((2, 0, 3)), axes=(1,))
 
@@ -175,7 +183,7 @@ sum_ = OpDef(
     attrs=_axes,
     reduction=Reduction("{a} + {b}", 0.0),
     grad=_sum_grad,
-    samples=_samples(_integers, _bytes, _bools, _empty, _no_rows),
+    samples=_samples(_integers, _bytes, _bools, _empty, _no_rows, _long_rows, _long_columns),
     errors=_axes_errors,
     torch=twin("sum", axes="dim", keepdims="keepdim"),
 )
@@ -200,7 +208,7 @@ mean = OpDef(
     attrs=_axes,
     reduction=Reduction("{a} + {b}", 0.0, "{acc} / {n}"),
     grad=_mean_grad,
-    samples=_samples(_empty, _no_rows),
+    samples=_samples(_empty, _no_rows, _long_rows, _long_columns),
     errors=_float_errors,
     torch=twin("mean", axes="dim", keepdims="keepdim"),
 )
@@ -286,6 +294,8 @@ def _extremum(name: str, doc: str, combine: str, init: float, ref: Callable[...,
             _bytes,
             _bools,
             _no_rows,
+            _long_rows,
+            _long_columns,
             lambda rng: plain(np.array([[3.0, 3.0], [1.0, 2.0], [2.0, 3.0]]), axes=None),
             lambda rng: plain(np.full((2, 3), -init), axes=(1,)),
             lambda rng: plain(np.full((2, 3), init), axes=(1,)),
@@ -376,6 +386,7 @@ def _position(name: str, doc: str, symbol: str, init: float, ref: Callable[..., 
         yield plain(np.stack([np.roll(specials()[:6], k) for k in range(6)]), axis=1)
         yield plain(np.full((2, 3), init), axis=1)
         yield plain([[1.0, 3.0, 3.0], [1.0, 1.0, 0.0]], axis=1)
+        yield plain(rng.integers(0, 9, (2, 2500)).astype(float), axis=1)
 
     return OpDef(
         name,

@@ -54,8 +54,27 @@ says how many roundings it adds to or takes from an element: with c of them, a s
 stays within gamma_(K+c) = (K+c) u / (1 - (K+c) u) times the sum of the absolute products, where u
 is half a unit in the last place.
 
+A rule is written in the arithmetic of the DSL; the parameters of its functions are the variables
+(`dlc/ir/pattern.py` says what else a pattern may hold):
+
+```python
+rule("-(-x) -> x", lambda x: op.neg(-x), lambda x: x)
+rule(
+    "conv(x, w)·s -> conv(x, w·s)",
+    lambda x, w, s, c, conv: conv(op.conv2d(x, w, **c)) * s,
+    lambda x, w, s, c: op.conv2d(x, on_outputs(w, s), **c),
+    used_once("conv"),
+    parametric("w", "s"),
+    _channels_of("s", "conv"),
+    rounding=2,
+)
+```
+
 `dlc.passes.run(graph, "simplify,fold-bn")` runs passes by name, `"simplify(budget=3)"` gives an
-option, `"O2"` names a level:
+option, `"O2"` names a level; `dump="folder"` writes the text form after each pass,
+`check=Check(reference.run)` evaluates the graph before and after each pass in float64 and names the
+first wrong rule with both sides, and `dlc.ir.manager.bisect` finds the first rewrite after which
+any other condition fails.
 
 | level | passes |
 | --- | --- |"""

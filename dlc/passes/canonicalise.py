@@ -67,6 +67,7 @@ def _is_power_of_two(values: Array) -> bool:
     return bool(np.all((np.abs(mantissa) == 0.5) & normal & np.isfinite(inverse)))
 
 
+NUMBERS = Guard("x is of numbers", lambda x: x.dtype != "bool")
 POWERS_OF_TWO = Guard("the elements of c are powers of two", lambda c: _is_power_of_two(c))
 
 
@@ -102,8 +103,8 @@ class Canonicalise(RulePass):
         rule("x + (-y) -> x - y", lambda x, y: x + (-y), lambda x, y: x - y),
         rule("x - (-y) -> x + y", lambda x, y: x - (-y), lambda x, y: x + y),
         rule("x * -1 -> -x", lambda x: x * -1, lambda x: -x),
-        rule("x * x -> square(x)", lambda x: x * x, lambda x: op.square(x)),
-        rule("x + x -> x * 2", lambda x: x + x, lambda x: x * 2),
+        rule("x * x -> square(x)", lambda x: x * x, lambda x: op.square(x), NUMBERS),
+        rule("x + x -> x * 2", lambda x: x + x, lambda x: x * 2, NUMBERS),
         rule("1 / x -> reciprocal(x)", lambda x: 1 / x, lambda x: op.reciprocal(x)),
         rule("x > y -> y < x", lambda x, y: x > y, lambda x, y: y < x),
         rule("x >= y -> y <= x", lambda x, y: x >= y, lambda x, y: y <= x),

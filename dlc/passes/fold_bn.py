@@ -33,13 +33,17 @@ def per_channel(v: Node, channels: Any, ndim: int, axis: int) -> bool:
 
 
 def _channels_of(v: str, x: str) -> Guard:
-    text = f"{v} has one value a channel of {x}"
-    return Guard(text, lambda v, x: per_channel(v, x.shape[1], 4, 1), (v, x))
+    def test(v: Node, x: Node) -> bool:
+        return x.ndim == 4 and per_channel(v, x.shape[1], 4, 1)
+
+    return Guard(f"{v} has one value a channel of {x}", test, (v, x))
 
 
 def _features_of(v: str, x: str) -> Guard:
-    text = f"{v} has one value a feature of {x}"
-    return Guard(text, lambda v, x: per_channel(v, x.shape[-1], x.ndim, x.ndim - 1), (v, x))
+    def test(v: Node, x: Node) -> bool:
+        return per_channel(v, x.shape[-1], x.ndim, x.ndim - 1)
+
+    return Guard(f"{v} has one value a feature of {x}", test, (v, x))
 
 
 NOT_PARAMETRIC = Guard("x is not parametric", lambda x, parametric: not parametric(x))

@@ -41,7 +41,9 @@ def fuse(graph: Graph, layouts: Mapping[Node, Layout]) -> tuple[Group, ...]:
 
 
 def _siblings(groups: Sequence[Group], layouts: Mapping[Node, Layout]) -> tuple[Group, ...]:
-    """Neighbouring groups that walk the same elements made one, so that what both read is read once."""
+    """Neighbouring groups that walk the same elements made one, so that what both read is read
+    once.
+    """
     merged: list[Group] = []
     for group in groups:
         if merged and _same_walk(merged[-1], group, layouts):
@@ -53,8 +55,8 @@ def _siblings(groups: Sequence[Group], layouts: Mapping[Node, Layout]) -> tuple[
 
 
 def _same_walk(first: Group, second: Group, layouts: Mapping[Node, Layout]) -> bool:
-    """Whether two groups can share their loops: pointwise ones of one shape and layout, or reductions
-    of one value over the same axes that do not read each other.
+    """Whether two groups can share their loops: pointwise ones of one shape and layout, or
+    reductions of one value over the same axes that do not read each other.
     """
     kinds = {group.anchor.op.kind for group in (first, second)}
     if kinds == {Kind.POINTWISE}:

@@ -61,7 +61,7 @@ class AssignLayouts(Pass):
 
 
 def layouts(graph: Graph) -> dict[Node, Layout]:
-    """The layout of each node of a graph that `AssignLayouts` has made, if it is written to memory."""
+    """The layout that each node has if it is written to memory, after `AssignLayouts`."""
     orders = _orders(graph)
     halos = _halos(graph, orders)
     return {

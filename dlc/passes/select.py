@@ -86,7 +86,7 @@ def _is_wide(node: Node) -> bool:
 
 
 def _conv2d_input_grad(node: Node, g: Node, w: Node) -> Node:
-    """A convolution of the gradient, spread by the stride, with the weights flipped and transposed."""
+    """A convolution of the gradient, spread by the stride, with flipped, transposed weights."""
     attrs = node.attrs
     (kh, kw), d, groups = w.shape[2:], attrs["dilation"], attrs["groups"]
     o, i = w.shape[0] // groups, w.shape[1]

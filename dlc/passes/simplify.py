@@ -35,6 +35,7 @@ NEVER_NEGATIVE = Guard(
     "x is never negative, nor -0.0", lambda x: x.op.name in NOT_NEGATIVE and is_float(x.dtype)
 )
 INTEGER = Guard("x is of integers", lambda x: x.dtype in INTEGERS)
+SIGNED = Guard("x has a sign", lambda x: x.dtype != "uint8")
 BOOL = Guard("x is of bools", lambda x: x.dtype == "bool")
 
 
@@ -58,7 +59,7 @@ ARITHMETIC: tuple[Rule, ...] = (
     rule("x - x -> 0", lambda x: x - x, lambda: 0, INTEGER),
     rule("-(-x) -> x", lambda x: op.neg(-x), lambda x: x),
     rule("(-x) * (-y) -> x * y", lambda x, y: (-x) * (-y), lambda x, y: x * y),
-    rule("abs(-x) -> abs(x)", lambda x: abs(-x), lambda x: abs(x)),
+    rule("abs(-x) -> abs(x)", lambda x: abs(-x), lambda x: abs(x), SIGNED),
     rule("square(-x) -> square(x)", lambda x: op.square(-x), lambda x: op.square(x)),
     rule("square(abs(x)) -> square(x)", lambda x: op.square(abs(x)), lambda x: op.square(x)),
     rule("abs(x) -> x", lambda x: abs(x), lambda x: x, NEVER_NEGATIVE),

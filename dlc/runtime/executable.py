@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
+
+from dlc.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from dlc.runtime.profile import Profile
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
 
@@ -57,6 +62,15 @@ class Source(Protocol):
         """The value."""
 
 
+class Profiler(Protocol):
+    """Profiles a runner on arrays, beside an ordinary call on the same arguments."""
+
+    def __call__(
+        self, arrays: Sequence[Array], call: Callable[[], object], repeats: int | None
+    ) -> Profile:
+        """The profile."""
+
+
 class Executable:
     """A compiled function: call it with arrays.
 
@@ -76,12 +90,14 @@ class Executable:
         finish: Callable[[Sequence[Array]], Any],
         newest: Callable[[], int],
         flat: bool = False,
+        profiler: Profiler | None = None,
     ):
         self._graph = graph
         self.kernels = tuple(kernels)
         self._runner, self._sources = runner, sources
         self._flatten, self._finish, self._newest = flatten, finish, newest
         self._flat = flat  # arrays by position in, one array out
+        self._profiler = profiler
         self._seen = -1
         self._versions: tuple[int, ...] | None = None
 
@@ -115,6 +131,34 @@ class Executable:
             self._follow()
             self._seen = newest
         return self._finish(self._runner(*arrays))
+
+    def profile(self, *args: Any, repeats: int | None = None, **kwargs: Any) -> Profile:
+        """Time each kernel in calls on given arrays, and compare it with the machine's peak.
+
+        Parameters
+        ----------
+        *args, **kwargs
+            As of a call.
+        repeats : int, optional
+            Number of calls; by default as many as fit into about 0.3 s.
+
+        Returns
+        -------
+        Profile
+            As text a table; ``.kernels``, ``.chrome_trace(path)``.
+
+        Raises
+        ------
+        ArgumentError
+            The executable runs on the reference backend, which has no kernels.
+        """
+        if self._profiler is None:
+            raise ArgumentError(
+                'profile expects native kernels, got target="reference"; compile with target="cpu"'
+            )
+        self(*args, **kwargs)
+        arrays = self._flatten(args, kwargs)
+        return self._profiler(arrays, lambda: self(*args, **kwargs), repeats)
 
     def _follow(self) -> None:
         """Hand new parameter values to the runner, if any has changed."""

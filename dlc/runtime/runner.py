@@ -153,7 +153,8 @@ class Runner:
         for buffer, array in zip(self._specs, arrays, strict=True):
             if array.dtype.name != buffer.type.dtype:
                 raise DTypeError(
-                    f"the argument {buffer.name!r} expects {buffer.type.dtype}, got {array.dtype.name}; "
+                    f"the argument {buffer.name!r} expects {buffer.type.dtype}, got "
+                    f"{array.dtype.name}; "
                     f"convert it with {buffer.name}.astype('{buffer.type.dtype}')"
                 )
             _bind_shape(buffer, array.shape, values)
@@ -219,9 +220,7 @@ class Runner:
         held = {"input": given, "parameter": state.parameters, "constant": self._constants}
         return np.array(held[buffer.role][buffer.name])
 
-    def _fast(
-        self, state: _State, key: tuple[int, ...], values: Mapping[str, int]
-    ) -> Fast | None:
+    def _fast(self, state: _State, key: tuple[int, ...], values: Mapping[str, int]) -> Fast | None:
         """The fast form of calls with these sizes, made once and kept."""
         names = [buffer.name for buffer in self._makers]
         plain = len(set(names)) == len(names) and all(b.role == "output" for b in self._makers)
@@ -245,7 +244,12 @@ class Runner:
             ]
             long = self._flops(values) > HELD_FLOPS
             entry = make_entry(
-                self._entry, self.pool, made.address, arguments, keep=(made, state), release_gil=long
+                self._entry,
+                self.pool,
+                made.address,
+                arguments,
+                keep=(made, state),
+                release_gil=long,
             )
             outputs = [(a.shape, np.dtype(a.dtype)) for a in arguments if a.writable]
             state.fast[key] = Fast(entry, outputs, made.words)
@@ -361,7 +365,8 @@ def _bind_shape(buffer: Buffer, shape: tuple[int, ...], values: dict[str, int]) 
         if dim is not None and dim.name not in values:
             if not dim.min <= came <= dim.max:
                 raise ShapeError(
-                    f"{text}: {dim.name} is declared as {dim.min}..{dim.max}; compile with a wider Dim"
+                    f"{text}: {dim.name} is declared as {dim.min}..{dim.max}; compile with a wider "
+                    f"Dim"
                 )
             values[dim.name] = came
     for size, came in zip(expected, shape, strict=True):

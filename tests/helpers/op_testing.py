@@ -5,6 +5,8 @@ is used twice. The pass that users reach is checked against the same rules by ot
 """
 
 import dataclasses
+import math
+from fractions import Fraction
 
 import numpy as np
 
@@ -134,48 +136,38 @@ def gradient_graph(graph: Graph, wrt) -> Graph:
     return Graph(tuple(made), (*graph.inputs, *cotangents))
 
 
-def check_gradient(graph: Graph, arrays, wrt, rng, rtol=1e-6):
+def check_gradient(graph: Graph, arrays, wrt, rng, step=1e-5, rtol=1e-6):
     """One dot product: the gradient along a random direction against a central difference.
 
     Returns the gradient graph and arrays for it, so that it can be checked in turn.
     """
     made = gradient_graph(graph, wrt)
-    outputs = [y for y in dict.fromkeys(graph.outputs) if is_float(y.dtype)]
     cotangents = {
-        node.name: rng.normal(size=run_shape(node, arrays))
-        for node in made.inputs[len(graph.inputs) :]
+        node.name: rng.normal(size=node.shape) for node in made.inputs[len(graph.inputs) :]
     }
-    inputs = [graph.inputs[i].name for i in wrt]
-    direction = {name: rng.normal(size=arrays[name].shape) for name in inputs}
-
+    directions = {graph.inputs[i].name: rng.normal(size=graph.inputs[i].shape) for i in wrt}
     gradients = run(made, {**arrays, **cotangents})
-    analytic = sum(
-        float(np.sum(g * direction[name])) for name, g in zip(inputs, gradients, strict=True)
-    )
-
-    def along(step):
-        moved = {name: arrays[name] + step * direction[name] for name in inputs}
-        values = run(
-            dataclasses.replace(graph, outputs=tuple(outputs), output_names=()), {**arrays, **moved}
-        )
-        return values
-
-    step = 1e-5
-    high, low = along(step), along(-step)
-    numeric = size = 0.0
-    for u, a, b in zip(cotangents.values(), high, low, strict=True):
-        terms = u * ((a - b) / (2 * step))
-        numeric += float(np.sum(terms))
-        size += float(np.sum(np.abs(terms)))
+    analytic = dot(gradients, directions.values())
+    high, low = (moved(graph, arrays, directions, h) for h in (step, -step))
+    terms = [
+        u * (a - b) / (2 * step) for u, a, b in zip(cotangents.values(), high, low, strict=True)
+    ]
+    numeric, size = (float(sum(map(np.sum, values))) for values in (terms, map(np.abs, terms)))
     assert abs(analytic - numeric) <= rtol * max(size, 1.0), (
         f"the rules give {analytic}, a central difference {numeric}"
     )
     return made, {**arrays, **cotangents}
 
 
-def run_shape(node, arrays):
-    """The shape of an input without symbolic sizes."""
-    return tuple(node.shape)
+def moved(graph: Graph, arrays, directions, step):
+    """The float outputs with some arrays moved by a step along their directions."""
+    outputs = tuple(y for y in dict.fromkeys(graph.outputs) if is_float(y.dtype))
+    near = {name: arrays[name] + step * v for name, v in directions.items()}
+    return run(Graph(outputs, graph.inputs), {**arrays, **near})
+
+
+def dot(left, right) -> float:
+    return float(sum(np.sum(a * b) for a, b in zip(left, right, strict=True)))
 
 
 # Scalar expressions, read as Python.
@@ -189,17 +181,9 @@ def expression(node, operands) -> str:
 
 
 def fma(a, b, c):
-    from fractions import Fraction
-
     if not np.isfinite([a, b, c]).all():
         return a * b + c
     return type(a)(float(Fraction(float(a)) * Fraction(float(b)) + Fraction(float(c))))
-
-
-def _erf(x):
-    import math
-
-    return type(x)(math.erf(x))
 
 
 def _sigmoid(x):
@@ -218,7 +202,7 @@ FUNCTIONS = {
     "cos": np.cos,
     "tanh": np.tanh,
     "sigmoid": _sigmoid,
-    "erf": _erf,
+    "erf": lambda x: type(x)(math.erf(x)),
     "pow": lambda x, y: np.power([x, x], [y, y])[0],  # of a scalar, NumPy makes (-inf)**0.5 NaN
     "floor": np.floor,
     "ceil": np.ceil,

@@ -68,7 +68,7 @@ def write_library(
     *,
     compiler: str | None = None,
 ) -> None:
-    """Write a compiled model as a library `path`, with a `.h` and a `.safetensors` beside it.
+    """Write a compiled model as a library, with `NAME.h` and `NAME.safetensors` beside it.
 
     Each file is written whole or stays as it was; the library comes last.
 
@@ -82,7 +82,7 @@ def write_library(
     path : path
         Of the library, usually `NAME.so`; its folder must exist.
     name : str, optional
-        What the names of its C functions begin with; by default that of the file.
+        What the names of its C functions begin with; by default that of the library's file.
     compiler : str, optional
         The C compiler that links; by default `cc`, or for another architecture GCC's for that one.
 
@@ -102,6 +102,7 @@ def write_library(
         The files cannot be written.
     """
     path = Path(path).absolute()
+    name = path.stem if name is None else name
     ordered = _best_first(levels)
     for compiled in ordered.values():
         _check(compiled.plan, parameters)
@@ -109,14 +110,14 @@ def write_library(
         with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as aside:
             folder = Path(aside)
             weights = write_weights(folder / "weights", parameters)
-            contents = assemble(ordered, weights, path.stem if name is None else name)
+            contents = assemble(ordered, weights, name)
             (folder / "header").write_text(contents.interface.header())
             _link(contents, folder, path.name, compiler or _compiler(next(iter(ordered))))
-            places = {"weights": ".safetensors", "header": ".h", "library": path.suffix}
-            for made in places:
+            final = {"weights": f"{name}.safetensors", "header": f"{name}.h", "library": path.name}
+            for made in final:
                 _to_disk(folder / made)
-            for made, suffix in places.items():
-                (folder / made).replace(path.with_suffix(suffix))
+            for made, called in final.items():
+                (folder / made).replace(path.with_name(called))
     except OSError as error:
         message = f"cannot write the library {str(path)!r}: {error}. Files of before are unchanged."
         raise ExecutionError(message) from error

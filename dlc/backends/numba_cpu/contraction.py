@@ -143,7 +143,7 @@ def _planes(
     node, out = group.anchor, group.outputs[0]
     x, w = node.inputs
     parts, inputs, lines, taps, channels = w.shape
-    image, plane, line, pixel = layouts[x].strides(x.shape)
+    image, plane, line, _ = layouts[x].strides(x.shape)
     y = layouts[out].strides(out.shape)
     sizes: Sizes = {"images": node.shape[0], "height": node.shape[2], "width": node.shape[3]}
     sizes |= {"inputs": inputs, "lines": lines, "w_group": inputs * lines * taps * channels}

@@ -93,7 +93,7 @@ def _renamed(address: Size, old: Dim, new: Dim) -> Size:
 
 
 def coefficient(address: Size, var: Dim) -> Size | None:
-    """What an address grows by when a loop variable grows by one; None where that is not constant."""
+    """What an address grows by when a loop variable grows by one; None if not constant."""
     total: Size = 0
     for monomial, factor in address.terms.items() if isinstance(address, Poly) else ():
         times = sum(atom == var for atom in monomial)

@@ -6,7 +6,8 @@ line, in the order of the data, so that the bits do not depend on the number of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 from dlc.backends.numba_cpu.loops import rows
 from dlc.backends.numba_cpu.writer import KernelSource, Loop, Writer, cast
@@ -78,64 +79,49 @@ def _avg_pool2d_grad(writer: Writer, node: Node) -> None:
                 _add(writer, node, (n, c, h, w), "share")
 
 
-def _planes(writer: Writer, node: Node):  # type: ignore[no-untyped-def]
+@contextmanager
+def _planes(writer: Writer, node: Node) -> Iterator[tuple[Size, Size]]:
     """This thread's share of the planes (image, channel)."""
-    from contextlib import contextmanager
-
-    @contextmanager
-    def planes():  # type: ignore[no-untyped-def]
-        n, c = (_loop(writer, name, size) for name, size in zip("nc", node.shape[:2], strict=True))
-        with rows(writer, [n, c]):
-            yield as_size(n.var), as_size(c.var)
-
-    return planes()
+    n, c = (_loop(writer, name, size) for name, size in zip("nc", node.shape[:2], strict=True))
+    with rows(writer, [n, c]):
+        yield as_size(n.var), as_size(c.var)
 
 
-def _windows(writer: Writer, y: Node):  # type: ignore[no-untyped-def]
+@contextmanager
+def _windows(writer: Writer, y: Node) -> Iterator[tuple[Size, Size]]:
     """Loops over the windows of a plane; sets ``start0`` and ``start1``, where a window begins."""
-    from contextlib import contextmanager
-
     attrs = writer.group.anchor.attrs
 
-    @contextmanager
-    def windows():  # type: ignore[no-untyped-def]
-        oh, ow = (
-            _loop(writer, name, size) for name, size in zip(("oh", "ow"), y.shape[2:], strict=True)
-        )
-        with (
-            writer.block(f"for oh in range({writer.size(oh.extent)}):"),
-            writer.block(f"for ow in range({writer.size(ow.extent)}):"),
-        ):
-            for axis, name in enumerate(("oh", "ow")):
-                writer.line(
-                    f"start{axis} = {name} * {attrs['stride'][axis]} - {attrs['padding'][axis][0]}"
-                )
-            yield as_size(oh.var), as_size(ow.var)
-
-    return windows()
+    oh, ow = (
+        _loop(writer, name, size) for name, size in zip(("oh", "ow"), y.shape[2:], strict=True)
+    )
+    with (
+        writer.block(f"for oh in range({writer.size(oh.extent)}):"),
+        writer.block(f"for ow in range({writer.size(ow.extent)}):"),
+    ):
+        for axis, name in enumerate(("oh", "ow")):
+            writer.line(
+                f"start{axis} = {name} * {attrs['stride'][axis]} - {attrs['padding'][axis][0]}"
+            )
+        yield as_size(oh.var), as_size(ow.var)
 
 
-def _taps(writer: Writer, node: Node, shape: Sequence[Size]):  # type: ignore[no-untyped-def]
+@contextmanager
+def _taps(writer: Writer, node: Node, shape: Sequence[Size]) -> Iterator[tuple[Size, Size]]:
     """Loops over the elements of a window that lie inside the image."""
-    from contextlib import contextmanager
-
     attrs = node.attrs
     dilation = attrs.get("dilation", (1, 1))
 
-    @contextmanager
-    def taps():  # type: ignore[no-untyped-def]
-        h, w = (_any(writer, name) for name in "hw")
-        with writer.block(f"for tap0 in range({attrs['kernel'][0]}):"):
-            writer.line(f"h = start0 + tap0 * {dilation[0]}")
-            with (
-                writer.block(f"if h >= 0 and h < {writer.size(shape[2])}:"),
-                writer.block(f"for tap1 in range({attrs['kernel'][1]}):"),
-            ):
-                writer.line(f"w = start1 + tap1 * {dilation[1]}")
-                with writer.block(f"if w >= 0 and w < {writer.size(shape[3])}:"):
-                    yield as_size(h), as_size(w)
-
-    return taps()
+    h, w = (_any(writer, name) for name in "hw")
+    with writer.block(f"for tap0 in range({attrs['kernel'][0]}):"):
+        writer.line(f"h = start0 + tap0 * {dilation[0]}")
+        with (
+            writer.block(f"if h >= 0 and h < {writer.size(shape[2])}:"),
+            writer.block(f"for tap1 in range({attrs['kernel'][1]}):"),
+        ):
+            writer.line(f"w = start1 + tap1 * {dilation[1]}")
+            with writer.block(f"if w >= 0 and w < {writer.size(shape[3])}:"):
+                yield as_size(h), as_size(w)
 
 
 def _winner(writer: Writer, node: Node, x: Node, n: Size, c: Size) -> None:

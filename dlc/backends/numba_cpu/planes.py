@@ -40,7 +40,8 @@ class PlanesTile:
     inputs, lines)`. For line r < 2, pixel p < `valid` and channel c < `channels`
 
         acc[r, p, c] = sum over i < inputs, a < lines, b < taps of
-                       x[i x_plane + (r + a) x_line + p + b] * w[((i lines + a) taps + b) channels + c]
+                       x[i x_plane + (r + a) x_line + p + b]
+                       * w[((i lines + a) taps + b) channels + c]
         y[r y_line + p y_pixel + c y_channel] = expression(acc[r, p, c], operands[c])
 
     or, pooled, the maximum of each 2x2 of these, of which there are valid / 2 in one line. x is

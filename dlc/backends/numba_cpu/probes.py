@@ -27,12 +27,8 @@ CLOCK_MONOTONIC, CLOCK_THREAD_CPUTIME = 1, 3
 PEAK = {"float32": "dlc_peak_float32", "float64": "dlc_peak_float64"}
 
 
-#: The kernels of `clocks`.
-CLOCKS = ("dlc_stamp", "dlc_cpu_stamp")
-
-
 def clocks(isa: Isa) -> bytes:
-    """The object of two steps that write down when they run: `CLOCKS`."""
+    """The object of two steps that write down when they run: `dlc_stamp` and `dlc_cpu_stamp`."""
     return program([dlc_stamp, dlc_cpu_stamp], isa, ("clock_gettime",))
 
 

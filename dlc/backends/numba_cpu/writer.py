@@ -129,7 +129,7 @@ class Writer:
 
     # Addresses.
     def index_text(self, poly: Size) -> str:
-        """A polynomial over loop variables and sizes as source; its coefficients become parameters."""
+        """A polynomial over loop variables as source; its coefficients become parameters."""
         by_loops: dict[Monomial, Size] = {}
         for monomial, coefficient in (poly.terms if isinstance(poly, Poly) else {(): poly}).items():
             own = tuple(a for a in monomial if self._is_loop(a))
