@@ -122,7 +122,7 @@ class Scratch:
     """
 
 
-Arg: TypeAlias = Address | Scratch | Size
+Arg: TypeAlias = "Address | Scratch | Size"
 
 
 @dataclass(frozen=True, slots=True)

@@ -169,6 +169,7 @@ class _Body(VectorFunction):
         self.count = rows * tile.vectors
         self.sums = self.builder.alloca(self.vector, word(self.count))
         self.sums.align = 64
+        self.places = [self.sum(i) for i in range(self.count)]
 
     def emit(self) -> None:
         """The whole function: the sum, then the store."""
@@ -197,8 +198,8 @@ class _Body(VectorFunction):
         )
         b.cbranch(chained, clear, start)
         b.position_at_end(clear)
-        for i in range(self.count):
-            self.store(self.zero, self.sum(i))
+        for place in self.places:
+            self.store(self.zero, place)
         b.branch(start)
         b.position_at_end(start)
         b.cbranch(b.icmp_signed(">", products, word(0)), run, finish)
@@ -207,7 +208,7 @@ class _Body(VectorFunction):
         b.position_at_end(last)
         b.cbranch(chained, add, finish)
         b.position_at_end(add)
-        total = [b.fadd(self.load(self.sum(i)), value) for i, value in enumerate(chain)]
+        total = [b.fadd(self.load(place), value) for place, value in zip(self.places, chain)]
         b.branch(finish)
         b.position_at_end(finish)
         result = [self.phi(self.vector) for _ in range(self.count)]
@@ -236,8 +237,8 @@ class _Body(VectorFunction):
         self.feed(acc, chain, onward)
         place.go_on(onward)
         b.position_at_end(fold)
-        for i, value in enumerate(chain):
-            self.store(b.fadd(self.load(self.sum(i)), value), self.sum(i))
+        for each, value in zip(self.places, chain):
+            self.store(b.fadd(self.load(each), value), each)
         b.branch(run)
         self.feed(acc, zeros, fold)
         place.go_on(fold, chained=word(0))
@@ -282,8 +283,8 @@ class _Body(VectorFunction):
     def store_loop(self, acc: Sequence[ir.Value], masks: Sequence[ir.Value | None]) -> None:
         """A loop over the rows, the expression written out once; only the columns of `masks`."""
         b, vectors = self.builder, self.tile.vectors
-        for i, value in enumerate(acc):
-            self.store(value, self.sum(i))
+        for value, each in zip(acc, self.places):
+            self.store(value, each)
         columns = {
             each.name: self.pieces(self.arg[each.name], masks) for each in self.epilogue.columns
         }
