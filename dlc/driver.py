@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from dlc.backends.native.isa import Isa
     from dlc.progress import Report
     from dlc.runtime.bundle import Compiled
-    from dlc.runtime.peak import Peak
+    from dlc.runtime.peak import Bursts, Peak
     from dlc.runtime.profile import Profile
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
@@ -258,21 +258,27 @@ def peak(threads: int | None = None, dtype: str = "float32") -> Peak:
 
 
 @functools.cache
-def _peak(threads: int, dtype: str, level: str) -> Peak:
-    from dlc.backends.native.isa import LEVELS
+def _peak(threads: int, dtype: str, isa: str) -> Peak:
+    from dlc.runtime.peak import measure
+
+    measuring = bursts(threads, dtype)
+    with contextlib.closing(measuring.pool):
+        return measure(measuring)
+
+
+def bursts(threads: int, dtype: str = "float32") -> Bursts:
+    """Calls that do nothing but multiply-adds, to measure the peak again and again."""
+    from dlc.backends.native.isa import host
     from dlc.backends.numba_cpu import probes
-    from dlc.runtime.peak import PeakKernels, measure
+    from dlc.runtime.peak import Bursts, PeakKernels
 
     if dtype not in probes.PEAK:
         raise ArgumentError(explain("peak", f"a dtype of {', '.join(probes.PEAK)}", repr(dtype)))
-    isa, work = LEVELS[level], probes.PEAK[dtype]
-    pool = Pool(_interpreter(), threads, whole_team=True)
-    with (
-        _support(work, (work,), lambda: probes.peak(isa, dtype)) as code,
-        contextlib.closing(pool),
-    ):
-        clock, flops = _clocks().address("dlc_cpu_stamp"), probes.flops_per_round(isa, dtype)
-        return measure(pool, PeakKernels(code.address(work), clock, level, dtype, flops))
+    isa, name = host(), probes.PEAK[dtype]
+    work = _support(name, (name,), lambda: probes.peak(isa, dtype))
+    flops = probes.flops_per_round(isa, dtype)
+    kernels = PeakKernels(work, _clocks(), isa.name, dtype, flops)
+    return Bursts(Pool(_interpreter(), threads, whole_team=True), kernels)
 
 
 def _profile(

@@ -404,7 +404,7 @@ print(f"generation {generation} is fine", flush=True)
 def test_fork_during_a_call(run_python, objects):
     program = """
 cells = np.zeros((2, 16), np.int64)
-long = Frame(linked, 2, [("burn", [cells.ctypes.data, 100_000_000], True)])
+long = Frame(linked, 2, [("burn", [cells.ctypes.data, 40_000_000], True)])
 thread = threading.Thread(target=pool.call, args=(long.address,))
 thread.start()
 time.sleep(0.02)
@@ -443,7 +443,7 @@ time.sleep(0.02)
 """,
     "while a daemon is in a long call": """
 cells = np.zeros((2, 16), np.int64)
-long = Frame(linked, 2, [("burn", [cells.ctypes.data, 100_000_000], True)])
+long = Frame(linked, 2, [("burn", [cells.ctypes.data, 40_000_000], True)])
 threading.Thread(target=pool.call, args=(long.address,), daemon=True).start()
 time.sleep(0.02)
 """,
@@ -472,6 +472,6 @@ def test_exit_by_an_exception(objects):
 # The object.
 
 
-@pytest.mark.parametrize("level", LEVELS)
-def test_builds_for_every_level(level):
+@pytest.mark.parametrize("level", ["x86-64-v2", "aarch64"])
+def test_builds_for_every_architecture(level):
     assert interpreter.build(LEVELS[level])[:4] == b"\x7fELF"

@@ -117,9 +117,7 @@ class Summary:
         )
 
 
-def summary(
-    model: Callable[..., Any], *specs: Any, depth: int | None = None
-) -> Summary:
+def summary(model: Callable[..., Any], *specs: Any, depth: int | None = None) -> Summary:
     """Summarise a model on arguments of given shapes.
 
     Parameters

@@ -88,7 +88,6 @@ class Floor:
 
 Atom: TypeAlias = Dim | Floor
 Monomial: TypeAlias = tuple[Atom, ...]  # sorted by text, an atom repeated for a power
-Size: TypeAlias = "int | Poly"
 
 
 def _sorted(atoms: Iterable[Atom]) -> Monomial:
@@ -218,6 +217,9 @@ class Poly:
 
     def __ge__(self, other: Size) -> bool:
         return less(other, self + 1)
+
+
+Size: TypeAlias = int | Poly
 
 
 def _floor(size: Poly, divisor: int) -> Size:

@@ -12,11 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from dlc.runtime import frame
+from dlc.runtime.loader import Linked
 from dlc.runtime.pool import Pool
 
 __all__ = ["Bursts", "Peak", "PeakKernels", "measure"]
 
-BURST = 2e-3  # seconds of one call: many times a wake-up, and short against a slice of the scheduler
+BURST = (
+    2e-3  # seconds of one call: many times a wake-up, and short against a slice of the scheduler
+)
 BURSTS = 25  # of which the first few find out how many rounds a burst has
 FIRST_ROUNDS = 1000
 RESULT_WORDS = 8  # for each thread
@@ -29,16 +32,17 @@ class PeakKernels:
 
     Attributes
     ----------
-    work, clock : int
-        Addresses of a kernel that does multiply-adds on registers, and of one that writes down
-        every thread's processor time.
+    work : Linked
+        Holds a kernel that does multiply-adds on registers.
+    clock : Linked
+        Holds one that writes down every thread's processor time.
     isa, dtype : str
     flops_per_round : int
         Operations of one thread in one round of the work.
     """
 
-    work: int
-    clock: int
+    work: Linked
+    clock: Linked
     isa: str
     dtype: str
     flops_per_round: int
@@ -65,19 +69,12 @@ class Peak:
     dtype: str
 
 
-def measure(pool: Pool, kernels: PeakKernels) -> Peak:
-    """The peak of a pool's threads: the fastest of a few bursts of some milliseconds.
-
-    Parameters
-    ----------
-    pool : Pool
-        One whose calls wait for the whole team (`whole_team`).
-    kernels : PeakKernels
-    """
-    bursts = Bursts(pool, kernels)
+def measure(bursts: Bursts) -> Peak:
+    """The peak of a number of threads: the fastest of a few bursts of some milliseconds."""
     for _ in range(BURSTS):
         bursts.run()
-    return Peak(bursts.fastest, pool.threads, kernels.isa, kernels.dtype)
+    kernels = bursts.kernels
+    return Peak(bursts.fastest, bursts.pool.threads, kernels.isa, kernels.dtype)
 
 
 class Bursts:
@@ -87,6 +84,12 @@ class Bursts:
     away for a while must not make the machine look slower than it is, for that would flatter every
     share of its peak. For the same reason the fastest burst is what counts.
 
+    Parameters
+    ----------
+    pool : Pool
+        One whose calls wait for the whole team (`whole_team`).
+    kernels : PeakKernels
+
     Attributes
     ----------
     fastest : float
@@ -94,40 +97,42 @@ class Bursts:
     """
 
     def __init__(self, pool: Pool, kernels: PeakKernels) -> None:
-        self._pool, self._flops_per_round = pool, kernels.flops_per_round
+        self.pool, self.kernels = pool, kernels
         # A factor of one keeps the products as they are, and sums far from infinity and zero.
         self._elements = np.linspace(1, 2, 64, dtype=kernels.dtype)
         self._elements[:2] = 1, 1e-3
         self._results = np.zeros(RESULT_WORDS * pool.threads, np.int64)
         self._times = np.zeros((2, pool.threads), np.int64)
         self._words = np.zeros(ARGUMENTS + 5, np.int64)
-        self._fill(kernels)
+        self._fill()
         self._rounds = FIRST_ROUNDS
         self.fastest = 0.0
 
     def run(self) -> float:
         """One call; operations a second in it."""
         self._words[ARGUMENTS] = self._rounds
-        self._pool.call(int(self._words.ctypes.data))
+        self.pool.call(int(self._words.ctypes.data))
         seconds = 1e-9 * (self._times[1] - self._times[0])
-        flops = float((self._rounds * self._flops_per_round / seconds).sum())
+        flops = float((self._rounds * self.kernels.flops_per_round / seconds).sum())
         self.fastest = max(self.fastest, flops)
-        rounds = BURST * self.fastest / (self._flops_per_round * self._pool.threads)
+        rounds = BURST * self.fastest / (self.kernels.flops_per_round * self.pool.threads)
         self._rounds = max(FIRST_ROUNDS, int(rounds))
         return flops
 
-    def _fill(self, kernels: PeakKernels) -> None:
+    def _fill(self) -> None:
         """Three steps: the clock, the work, the clock."""
         words, address = self._words, int(self._words.ctypes.data)
         words[frame.STEP_COUNT] = 3
         words[frame.STEPS] = address + 8 * frame.HEADER_WORDS
-        words[frame.THREADS] = self._pool.threads
+        words[frame.THREADS] = self.pool.threads
         words[ARGUMENTS + 1 :] = [
             self._elements.ctypes.data,
             self._results.ctypes.data,
             *(row.ctypes.data for row in self._times),
         ]
-        steps = [(kernels.clock, 3), (kernels.work, 0), (kernels.clock, 4)]
+        clock = self.kernels.clock.address("dlc_cpu_stamp")
+        work = self.kernels.work.address(f"dlc_peak_{self.kernels.dtype}")
+        steps = [(clock, 3), (work, 0), (clock, 4)]
         for number, (kernel, argument) in enumerate(steps):
             step = frame.HEADER_WORDS + frame.STEP_WORDS * number
             words[step + frame.STEP_KERNEL] = kernel

@@ -7,6 +7,7 @@ bits.
 
 from __future__ import annotations
 
+import math
 from typing import TypeAlias
 
 from llvmlite import ir
@@ -66,6 +67,8 @@ class Arithmetic:
 
     def constant(self, value: float) -> Value:
         """`value` in every lane, rounded to the type."""
+        if self.lanes and value == 0 and math.copysign(1, value) > 0:
+            return ir.Constant(self.type, None)  # the same, and shorter to write down
         return ir.Constant(self.type, [float(value)] * self.lanes if self.lanes else float(value))
 
     def integer(self, value: int) -> Value:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable, Mapping
+from functools import cache
 
 from dlc.backends.native import elementary
 from dlc.backends.native.arithmetic import Arithmetic, Value
@@ -95,10 +96,7 @@ def emit_expression(emitter: Emitter, expression: str, names: Mapping[str, Value
     CompileError
         If it uses anything else, or a name that is not given.
     """
-    try:
-        tree = ast.parse(expression, mode="eval")
-    except SyntaxError as error:
-        raise CompileError(f"{expression!r} is no expression: {error}") from error
+    tree = _parsed(expression)
 
     def emit(node: ast.expr) -> Value:
         match node:
@@ -138,3 +136,12 @@ def emit_expression(emitter: Emitter, expression: str, names: Mapping[str, Value
         )
 
     return emit(tree.body)
+
+
+@cache
+def _parsed(expression: str) -> ast.Expression:
+    """An expression's tree; a tile emits one expression hundreds of times."""
+    try:
+        return ast.parse(expression, mode="eval")
+    except SyntaxError as error:
+        raise CompileError(f"{expression!r} is no expression: {error}") from error

@@ -42,7 +42,11 @@ def contract_kernel(group: Group, layouts: Layouts, isa: Isa) -> KernelSource:
     named |= {name: Value(node) for name, node in operands.items()}
     args = tuple(named[param.name] for param in kernel.params)
     externs = tuple(tile.extern for tile in kernel.tiles)
-    return KernelSource(kernel.name, kernel.source, kernel.params, args, externs, kernel.tiles)
+    # Named by its form: a convolution and a matrix product share a kernel.
+    stem = kernel.name.rsplit("_", 1)[0]
+    return KernelSource(
+        kernel.name, kernel.source, kernel.params, args, externs, kernel.tiles, stem=stem
+    )
 
 
 def epilogue_of(group: Group) -> tuple[Epilogue, Operands]:

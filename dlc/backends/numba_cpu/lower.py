@@ -94,7 +94,7 @@ class Lowering:
         """The kernel under its final name, kept for compilation."""
         externs = [extern.name for extern in kernel.externs]
         digest = _digest(self.isa.name, kernel.source, kernel.params, externs)
-        stem = re.sub(r"[^a-z0-9_]+", "_", label.lower())[:40].strip("_")
+        stem = kernel.stem or re.sub(r"[^a-z0-9_]+", "_", label.lower())[:40].strip("_")
         name = f"{stem}_{digest[:12]}"
         source = re.sub(r"^def \w+\(", f"def {name}(", kernel.source, count=1)
         kernel = replace(kernel, name=name, source=source)

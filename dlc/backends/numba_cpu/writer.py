@@ -47,7 +47,7 @@ class KernelSource:
     """A kernel before it is compiled, with what its parameters are in this place.
 
     ``args`` are a `Value` or `Start`, a size, `HEADER` or `SCRATCH`; ``objects`` are native objects
-    that the kernel calls into.
+    that the kernel calls into. Its final name begins with ``stem``, or with what its group computes.
     """
 
     name: str
@@ -57,6 +57,7 @@ class KernelSource:
     externs: tuple[Extern, ...] = ()
     objects: tuple[Any, ...] = ()
     scratch: Size = 0
+    stem: str = ""
 
 
 @dataclass(frozen=True)
