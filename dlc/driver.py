@@ -35,6 +35,7 @@ from dlc.runtime.loader import Linked
 from dlc.runtime.pool import ENTRIES, Pool, shared
 
 if TYPE_CHECKING:
+    from dlc.backends.native.crew import Job
     from dlc.backends.native.isa import Isa
     from dlc.progress import Report
     from dlc.runtime.bundle import Compiled
@@ -197,7 +198,7 @@ def _native(
     logger.log(debug.IR, "traced:\n%s", graph)
     reading = logger.isEnabledFor(debug.CHOICES)
     key = ("model", graph.structure_key(), options, isa.name)
-    compiled = unpack(build() if reading else _cached(key, build))
+    compiled = unpack(build() if reading else disk.CodeStore().get_or(key, build))
     for source in compiled.sources.values():
         logger.log(debug.SOURCE, "source:\n%s", source)
     with debug.timed(logger, f"link {len(compiled.objects)} objects"):
@@ -235,7 +236,10 @@ def _lowered(optimised: Callable[[], Graph], isa: Isa, report: Report) -> Compil
         for group in each.groups:
             logger.log(debug.CHOICES, "%s: %r", name, group)
     with debug.timed(logger, "kernels"):
-        return Lowering(isa, _cached, report).compile(prepare, main, prepared)
+        helpers = machine.count() - 1
+        beside = {name: _support_job(name) for name in ("interpreter", "entry")}
+        lowering = Lowering(isa, disk.CodeStore(), report, helpers, beside)
+        return lowering.compile(prepare, main, prepared)
 
 
 def peak(threads: int | None = None, dtype: str = "float32") -> Peak:
@@ -292,12 +296,6 @@ def _profile(
     return measure(runner, _clocks().address("dlc_stamp"), measured, arrays, call, repeats)
 
 
-def _cached(parts: Sequence[object], make: Callable[[], bytes]) -> bytes:
-    """What ``make`` gives, from the disk cache where it was made before by the same code."""
-    key = disk.digest(disk.code_version(), *(repr(part) for part in parts))
-    return disk.default().get_or(key, make)
-
-
 # Native code that is not a model's: linked once a process.
 
 
@@ -308,26 +306,22 @@ def _pool(threads: int) -> Pool:
 
 @functools.cache
 def _interpreter() -> Linked:
-    def build() -> bytes:
-        from dlc.backends.native import interpreter
-        from dlc.backends.native.isa import host
-
-        return interpreter.build(host())
-
-    return _support("interpreter", ENTRIES, build)
+    """The native program that runs a call."""
+    return _support("interpreter", ENTRIES, lambda: _support_job("interpreter").run())
 
 
 @functools.cache
 def _entry() -> Linked:
     """The native entry of calls from Python."""
+    return _support("entry", NATIVE_ENTRY, lambda: _support_job("entry").run())
 
-    def build() -> bytes:
-        from dlc.backends.native import entry
-        from dlc.backends.native.isa import host
 
-        return entry.build(host())
+def _support_job(name: str) -> Job:
+    """How a module of the native path makes its object."""
+    from dlc.backends.native.crew import Job
+    from dlc.backends.native.isa import host
 
-    return _support("entry", NATIVE_ENTRY, build)
+    return Job(name, host().name, module=f"dlc.backends.native.{name}")
 
 
 @functools.cache
@@ -348,7 +342,7 @@ def _support(name: str, entries: Sequence[str], build: Callable[[], bytes]) -> L
     from dlc.backends.native.isa import host
     from dlc.runtime.loader import link
 
-    return link([_cached((name, host().name), build)], entries)
+    return link([disk.CodeStore().get_or(("object", host().name, name), build)], entries)
 
 
 def _kernels(plan: Plan, sources: Mapping[str, str]) -> tuple[Kernel, ...]:

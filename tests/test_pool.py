@@ -447,6 +447,21 @@ long = Frame(linked, 2, [("burn", [cells.ctypes.data, 40_000_000], True)])
 threading.Thread(target=pool.call, args=(long.address,), daemon=True).start()
 time.sleep(0.02)
 """,
+    "while a daemon is in a long call alone": """
+cells = np.zeros((2, 16), np.int64)
+long = Frame(linked, 1, [("burn", [cells.ctypes.data, 40_000_000], True)] * 5)
+threading.Thread(target=pool.call, args=(long.address,), daemon=True).start()
+time.sleep(0.02)
+""",
+    "while a daemon calls the entry": """
+from dlc.runtime.entry import make_entry
+entry = make_entry(linked, pool, call.address, [], keep=call)
+def work():
+    while True:
+        entry()
+threading.Thread(target=work, daemon=True).start()
+time.sleep(0.02)
+""",
     "with several pools": "pools = [Pool(linked, n) for n in (1, 2, 3)]",
 }
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from dataclasses import asdict
 
-from dlc import report
 from dlc.cli import output
+from dlc.report import quantity
 
 HELP = "the compiled kernels on disk: how many, where, and away with them"
 ABOUT = """\
@@ -47,7 +47,7 @@ def run(arguments: Namespace) -> int:
         after = kept.stats()
         output.show_json({name: asdict(after)[name] for name in ("entries", "bytes", "path")})
         return 0
-    size, limit = report.quantity(before.bytes, "B"), report.quantity(kept.limit, "B")
+    size, limit = quantity(before.bytes, "B"), quantity(kept.limit, "B")
     if arguments.action == "clear":
         print(f"removed {before.entries} entries, {size}, from {kept.path}")
     else:

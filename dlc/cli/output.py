@@ -7,6 +7,11 @@ import sys
 from argparse import ArgumentParser
 from typing import Any
 
+from dlc.report import text
+
+#: Columns where there is no terminal to ask.
+WIDE = 200
+
 
 def add_json(parser: ArgumentParser) -> None:
     """Add `--json`."""
@@ -14,11 +19,13 @@ def add_json(parser: ArgumentParser) -> None:
 
 
 def show(*parts: Any) -> None:
-    """Print text and tables, in colour on a terminal; as wide as they need where it is none."""
+    """Print text and tables: in colour on a terminal, elsewhere plain and as wide as they are."""
+    if not sys.stdout.isatty():
+        print(text(*parts, width=WIDE))
+        return
     from rich.console import Console
 
-    width = None if sys.stdout.isatty() else 200
-    console = Console(highlight=False, markup=False, width=width)
+    console = Console(highlight=False, markup=False)
     for part in parts:
         console.print(part)
 

@@ -1,4 +1,4 @@
-"""A summary of a model: what each module takes, gives, holds and costs, before anything is compiled.
+"""A summary of a model: what each module takes, gives, holds and costs, without compiling it.
 
 The numbers are read off the traced graph, whose nodes know the module that they come from; so they
 are those of this input, not of formulas by type of layer.
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from dlc import passes, report
+from dlc import passes
 from dlc.frontend.module import Module
 from dlc.frontend.trace import trace
 from dlc.ir.graph import Graph, is_parametric
@@ -19,6 +19,7 @@ from dlc.ir.op import Kind
 from dlc.ir.schedule import flops_of
 from dlc.ir.sizes import Size, evaluate, shape_text
 from dlc.ir.types import ITEMSIZE
+from dlc.report import quantity, table, text
 
 __all__ = ["Layer", "Summary", "summary"]
 
@@ -99,13 +100,13 @@ class Summary:
         columns = ("layer", "input", "output", "kernel", "parameters")
         columns += ("multiply-adds", "FLOPs", "bytes", "FLOP/B")
         rows = [_row(layer) for layer in self.layers]
-        return report.table(columns, rows, left=4, title=self._title())
+        return table(columns, rows, left=4, title=self._title())
 
     def __str__(self) -> str:
-        return report.text(self, width=200)
+        return text(self, width=200)
 
     def _title(self) -> str:
-        total, words = self.total, report.quantity
+        total, words = self.total, quantity
         frozen = total.parameters - self.trainable
         trainable = f", {words(frozen)} of them frozen" if frozen else ""
         sizes = ", ".join(f"{name} = {size}" for name, size in self.sizes.items())
@@ -297,7 +298,7 @@ def _row(layer: Layer) -> list[str]:
         layer.input,
         layer.output,
         layer.kernel,
-        *(report.quantity(count) if count else "" for count in counts),
-        report.quantity(layer.bytes, "B") if layer.bytes else "",
+        *(quantity(count) if count else "" for count in counts),
+        quantity(layer.bytes, "B") if layer.bytes else "",
         f"{layer.intensity:.3g}" if layer.flops else "",
     ]

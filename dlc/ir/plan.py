@@ -142,6 +142,31 @@ class Step:
     bytes: Size = 0
 
 
+#: A kernel reports an index out of range as the number of its site, from 1, and this many times
+#: the position of the index.
+SITES = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """An op that takes places from data, and may meet one that does not exist.
+
+    Parameters
+    ----------
+    op, module : str
+        Its name, and the path of the module that it stands in.
+    shape : tuple of Size
+        Of the array of indices.
+    extent : Size
+        How many places there are.
+    """
+
+    op: str
+    module: str
+    shape: tuple[Size, ...]
+    extent: Size
+
+
 @dataclass(frozen=True)
 class Plan:
     """A compiled model without its machine code.
@@ -160,6 +185,8 @@ class Plan:
     scratch : Size
         Bytes of scratch memory for each thread.
     input_names, output_names : tuple of str
+    sites : tuple of Site
+        What kernels report errors of.
     """
 
     buffers: tuple[Buffer, ...]
@@ -175,6 +202,7 @@ class Plan:
     output_names: tuple[str, ...] = ()
     name: str = "main"
     aliases: Mapping[int, str] = field(default_factory=dict)
+    sites: tuple[Site, ...] = ()
 
     @property
     def kernels(self) -> list[str]:
@@ -183,7 +211,9 @@ class Plan:
 
 
 # The form in which a plan is stored: JSON values only, each dataclass as [class, field, ...].
-_CLASSES = {c.__name__: c for c in (Layout, Buffer, Address, Scratch, Step, Plan, TensorType, Dim)}
+_CLASSES = {
+    c.__name__: c for c in (Layout, Buffer, Address, Scratch, Step, Site, Plan, TensorType, Dim)
+}
 
 
 def to_json(value: Any) -> Any:

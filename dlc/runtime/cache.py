@@ -16,7 +16,7 @@ import stat
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache as memoize
 from pathlib import Path
@@ -24,7 +24,7 @@ from pathlib import Path
 from dlc import config
 from dlc.errors import ArgumentError, CacheError, CacheWarning, explain
 
-__all__ = ["Cache", "Stats", "code_version", "default", "digest"]
+__all__ = ["Cache", "CodeStore", "Stats", "code_version", "default", "digest"]
 
 CHECKSUM = hashlib.sha256().digest_size  # an entry is the checksum, then the value
 TEMPORARY = ".new-"
@@ -368,3 +368,23 @@ def _private(path: str, flags: int) -> int:
 def _remove(path: str) -> None:
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
+
+
+class CodeStore:
+    """What dlc's own code has made, in the default cache: keyed by its making and by that code."""
+
+    def get(self, parts: Sequence[object]) -> bytes | None:
+        """What was made of ``parts``, anything with a `repr` that says all; None if nothing was."""
+        return default().get(_key(parts))
+
+    def put(self, parts: Sequence[object], value: bytes) -> None:
+        """Keep what was made of ``parts``."""
+        default().put(_key(parts), value)
+
+    def get_or(self, parts: Sequence[object], make: Callable[[], bytes]) -> bytes:
+        """What was made of ``parts``, or what ``make`` gives, kept."""
+        return default().get_or(_key(parts), make)
+
+
+def _key(parts: Sequence[object]) -> str:
+    return digest(code_version(), *(repr(part) for part in parts))

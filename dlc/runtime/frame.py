@@ -1,4 +1,4 @@
-"""Where the words of a call's frame and of a thread pool lie: constants and nothing else.
+"""Where the words of a call's frame and of a thread pool lie: constants, and the size of a pool.
 
 Python fills these words in, native code (`dlc.backends.native.interpreter`) reads and writes them,
 and a library's driver does the same, so that they are written down in one place.
@@ -63,7 +63,6 @@ RUN_TIME = LINE + 4  # processor time that it had when last looked at
 
 # What a mailbox holds.
 IDLE, OFFERED, TAKEN, STOP = 0, 1, 2, 3
-
 
 # The table of an entry (`dlc.runtime.entry`): first where everything is, then a row an argument.
 ENTRY_CALL = 0  # address of dlc_call

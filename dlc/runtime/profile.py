@@ -16,10 +16,10 @@ from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
-from dlc import report
 from dlc.errors import ArgumentError, explain
 from dlc.ir.plan import Plan
 from dlc.ir.sizes import evaluate
+from dlc.report import duration, percent, quantity, table, text
 from dlc.runtime import frame
 from dlc.runtime.peak import Peak
 from dlc.runtime.pool import Pool
@@ -131,7 +131,7 @@ class Profile:
         Path(path).write_text(text, encoding="utf-8")
 
     def __rich__(self) -> Any:
-        return report.table(
+        return table(
             ("kernel", "time", "of all", "FLOPs", "bytes", "FLOP/B", "FLOP/s", "of peak"),
             [self._row(kernel) for kernel in self.kernels],
             footer=self._totals(),
@@ -139,44 +139,44 @@ class Profile:
         )
 
     def __str__(self) -> str:
-        return report.text(self)
+        return text(self)
 
     def _title(self) -> str:
         peak = self.peak
         threads = f"{peak.threads} thread{'s' * (peak.threads > 1)}"
         return (
-            f"A call takes {report.duration(self.call)} on {threads}, "
-            f"{report.percent(self.share)} of the peak of "
-            f"{report.quantity(peak.flops, 'FLOP/s')} ({peak.isa}, {peak.dtype}).\n"
+            f"A call takes {duration(self.call)} on {threads}, "
+            f"{percent(self.share)} of the peak of "
+            f"{quantity(peak.flops, 'FLOP/s')} ({peak.isa}, {peak.dtype}).\n"
             f"Medians of {self.repeats} calls; each row holds about "
-            f"{report.duration(self.clock)} for the clock."
+            f"{duration(self.clock)} for the clock."
         )
 
     def _row(self, kernel: ProfiledKernel) -> list[str]:
         words = [
             kernel.label or kernel.name,
-            report.duration(kernel.seconds),
-            report.percent(kernel.seconds / self.seconds),
-            report.quantity(kernel.flops) if kernel.flops else "",
-            report.quantity(kernel.bytes, "B") if kernel.bytes else "",
+            duration(kernel.seconds),
+            percent(kernel.seconds / self.seconds),
+            quantity(kernel.flops) if kernel.flops else "",
+            quantity(kernel.bytes, "B") if kernel.bytes else "",
             f"{kernel.intensity:.3g}" if kernel.intensity else "",
         ]
         if not kernel.flops:
             return [*words, "", ""]
-        rate = report.quantity(kernel.flops / kernel.seconds)
-        return [*words, rate, report.percent(kernel.share)]
+        rate = quantity(kernel.flops / kernel.seconds)
+        return [*words, rate, percent(kernel.share)]
 
     def _totals(self) -> list[str]:
         nbytes, rate = sum(k.bytes for k in self.kernels), self.flops / self.seconds
         return [
             f"{len(self.kernels)} kernels",
-            report.duration(self.seconds),
+            duration(self.seconds),
             "",
-            report.quantity(self.flops),
-            report.quantity(nbytes, "B"),
+            quantity(self.flops),
+            quantity(nbytes, "B"),
             f"{self.flops / nbytes:.3g}" if nbytes else "",
-            report.quantity(rate),
-            report.percent(rate / self.peak.flops),
+            quantity(rate),
+            percent(rate / self.peak.flops),
         ]
 
 

@@ -12,7 +12,7 @@ from dlc.backends.native.isa import LEVELS, host
 from dlc.backends.numba_cpu.lower import Lowering
 from dlc.frontend.trace import trace
 from dlc.passes.schedule import schedule
-from dlc.runtime import cache as disk
+from dlc.runtime.cache import CodeStore
 from dlc.runtime.loader import link
 from dlc.runtime.pool import ENTRIES, shared
 from dlc.runtime.runner import Runner
@@ -45,11 +45,7 @@ def images(count):
 def compiled(function, *specs, level=None):
     """A function or module compiled for a level, by default this machine's best one."""
     graph = passes.run(trace(function, *specs).graph, "O2")
-    return Lowering(LEVELS[level] if level else host(), cached).compile(*schedule(graph))
-
-
-def cached(parts, make):
-    return disk.default().get_or(disk.digest(disk.code_version(), *map(repr, parts)), make)
+    return Lowering(LEVELS[level] if level else host(), CodeStore()).compile(*schedule(graph))
 
 
 def jit(compiled, parameters, threads=2):

@@ -100,8 +100,9 @@ def dlc_entry(closure: Words, arguments: Words, count: int) -> int:
         else:
             taken += 1
             fit = fits(view, row) != 0
-            patch(frame, view, row)
-            row = at(row, row[ROW_WORDS])
+            if fit:
+                patch(frame, view, row)
+                row = at(row, row[ROW_WORDS])
     status = MISFIT
     if fit:
         status = run(table, frame)

@@ -9,22 +9,22 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from dlc.backends.native.frontend import lower
+from dlc.backends.native.crew import Job, compile_all
 from dlc.backends.native.isa import Isa
-from dlc.backends.native.objects import build
 from dlc.backends.numba_cpu.contraction import contract_kernel
 from dlc.backends.numba_cpu.halo import halo_kernel
 from dlc.backends.numba_cpu.loops import pointwise_kernel
 from dlc.backends.numba_cpu.opaque import OPAQUE, opaque_kernel
 from dlc.backends.numba_cpu.reduce import reduce_kernel
 from dlc.backends.numba_cpu.window import window_kernel
-from dlc.backends.numba_cpu.writer import HEADER, SCRATCH, SITE, KernelSource, Start, Value
+from dlc.backends.numba_cpu.writer import HEADER, SCRATCH, KernelSource, Start, Value, Where
+from dlc.ir.node import Node
 from dlc.ir.op import Kind
-from dlc.ir.plan import Address, Arg, Buffer, Layout, Plan, Scratch, Step
+from dlc.ir.plan import Address, Arg, Buffer, Layout, Plan, Scratch, Site, Step
 from dlc.ir.schedule import Group, Schedule
 from dlc.ir.sizes import Size, as_size
 from dlc.ir.types import TensorType
@@ -33,19 +33,35 @@ from dlc.runtime.bundle import Compiled
 logger = logging.getLogger("dlc.backends.numba_cpu")
 
 
+class Store:
+    """Where objects are kept from one compilation to the next; this one keeps nothing."""
+
+    def get(self, key: Sequence[object]) -> bytes | None:
+        """The bytes kept under a key."""
+
+    def put(self, key: Sequence[object], value: bytes) -> None:
+        """Keep bytes."""
+
+
 @dataclass
 class Lowering:
-    """Lowers the schedules of one model for one ISA level."""
+    """Lowers the schedules of one model for one ISA level.
+
+    ``helpers`` processes compile beside this one; ``progress`` is told what comes next, how many
+    parts are done, and of how many. ``beside`` are other objects for the store, made meanwhile.
+    """
 
     isa: Isa
-    cached: Callable[[Sequence[object], Callable[[], bytes]], bytes]
-    progress: Callable[[str, int, int], None] | None = None
+    store: Store = field(default_factory=Store)
+    progress: Callable[[str, int, int], None] = lambda name, done, total: None
+    helpers: int = 0
+    beside: Mapping[str, Job] = field(default_factory=dict)
     buffers: dict[Buffer, int] = field(default_factory=dict)
     kernels: dict[str, KernelSource] = field(default_factory=dict)
     objects: dict[str, bytes] = field(default_factory=dict)
     constants: dict[str, Any] = field(default_factory=dict)
     scratch: Any = 0
-    site: int = 0
+    sites: dict[Node, Site] = field(default_factory=dict)
 
     def compile(self, prepare: Schedule, main: Schedule, prepared: int) -> Compiled:
         """The plan of both schedules and the objects of their kernels."""
@@ -64,6 +80,7 @@ class Lowering:
             input_names=tuple(str(node.name) for node in graph.inputs),
             output_names=graph.output_names,
             aliases=graph.aliases,
+            sites=tuple(self.sites.values()),
         )
         plan = replace(plan, buffers=tuple(self.buffers))
         self._build()
@@ -86,7 +103,6 @@ class Lowering:
                     )
                     steps.append(self._step(kernel, schedule, "halo", barrier=False))
             kernel = self._named(group.label, kernel_of(group, schedule, self.isa))
-            self.site = len(steps) + 1
             steps.append(self._step(kernel, schedule, group.label, group=group))
         return steps
 
@@ -132,8 +148,9 @@ class Lowering:
             return Address(self._buffer(header))
         if arg is SCRATCH:
             return Scratch()
-        if arg is SITE:
-            return self.site
+        if isinstance(arg, Where):
+            self.sites.setdefault(arg.node, _site(arg.node))
+            return list(self.sites).index(arg.node) + 1
         if isinstance(arg, (Value, Start)):
             buffer = schedule.buffers[arg.node]
             start: Size = 0
@@ -146,22 +163,34 @@ class Lowering:
         return self.buffers.setdefault(buffer, len(self.buffers))
 
     def _build(self) -> None:
-        total = len(self.kernels)
-        for number, (name, kernel) in enumerate(self.kernels.items()):
-            if self.progress:
-                self.progress(name, number, total)
-            self._build_objects(kernel)
-            externs = [extern.name for extern in kernel.externs]
-            key = ("kernel", self.isa.name, kernel.source, kernel.params, externs)
-            self.objects[name] = self.cached(key, lambda k=kernel: compile_kernel(k, self.isa))
+        """The objects of all kernels and of what they call: from the store, else compiled."""
+        jobs = {
+            name: job for name, job in self.beside.items() if not self.store.get(self._key(name))
+        }
+        for name, kernel in self.kernels.items():
+            tiles = {tile.name: tile for tile in kernel.objects}
+            for symbol in (*tiles, name):
+                if symbol not in self.objects and symbol not in jobs:
+                    tile = tiles.get(symbol)
+                    found = self.store.get(self._key(symbol))
+                    if found is not None:
+                        self.objects[symbol] = found
+                    else:
+                        jobs[symbol] = self._tile_job(tile) if tile else self._kernel_job(kernel)
+        for symbol, code in compile_all(jobs, self.helpers, self.progress).items():
+            self.store.put(self._key(symbol), code)
+            if symbol not in self.beside:
+                self.objects[symbol] = code
 
-    def _build_objects(self, kernel: KernelSource) -> None:
-        for tile in kernel.objects:
-            if tile.name not in self.objects:
-                self.objects[tile.name] = self.cached(
-                    ("tile", self.isa.name, tile.name),
-                    lambda t=tile: build(t.text(), [t.name], self.isa, speed=0),
-                )
+    def _key(self, symbol: str) -> tuple[str, ...]:
+        """A symbol holds a digest of all that its object depends on, but for dlc's own code."""
+        return ("object", self.isa.name, symbol)
+
+    def _tile_job(self, tile: Any) -> Job:
+        return Job(tile.name, self.isa.name, tile.text(), speed=0)
+
+    def _kernel_job(self, kernel: KernelSource) -> Job:
+        return Job(kernel.name, self.isa.name, kernel.source, kernel.params, kernel.externs)
 
 
 def kernel_of(group: Group, schedule: Schedule, isa: Isa) -> KernelSource:
@@ -178,11 +207,11 @@ def kernel_of(group: Group, schedule: Schedule, isa: Isa) -> KernelSource:
     return pointwise_kernel(group, schedule.layouts, "kernel")
 
 
-def compile_kernel(kernel: KernelSource, isa: Isa) -> bytes:
-    """The relocatable object of one kernel."""
-    logger.debug("compiling %s for %s", kernel.name, isa.name)
-    text = lower(kernel.source, kernel.name, kernel.params, isa, kernel.externs)
-    return build(text, [kernel.name], isa, [extern.name for extern in kernel.externs])
+def _site(node: Node) -> Site:
+    """What to say when an index that an op reads is out of range."""
+    x, which = node.inputs[:2]
+    modules = sorted(origin.module for origin in node.origins if origin.module)
+    return Site(node.op.name, ", ".join(modules[:2]), which.shape, x.shape[node.attrs["axis"]])
 
 
 def _larger(a: Any, b: Any) -> Any:

@@ -185,8 +185,7 @@ def _scatter_add(writer: Writer, node: Node) -> None:
                 writer.line(f"to = i64({writer.value(which, there)})")
                 extent = writer.size(x.shape[axis])
                 with writer.block(f"if to < 0 or to >= {extent}:"):
-                    writer.uses_header = True
-                    writer.line("raise_error(header, site, to)")
+                    writer.report(node, which, there, "to")
                 with writer.block("else:"):
                     to = as_size(_any(writer, "to"))
                     target = tuple(to if d == axis else i for d, i in enumerate(index))

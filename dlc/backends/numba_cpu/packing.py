@@ -32,9 +32,9 @@ _PANELS = f"""\
         b = run - a * inner
         source = group * x_group + column * x_column + a * x_outer + b * x_inner + first * x_depth
         filled = columns - column if columns - column < {PANEL} else {PANEL}
-        if x_column == 1:
+        if x_column == 1 and filled == {PANEL}:
             for c in range(count):
-                for j in range(filled):
+                for j in range({PANEL}):
                     y[target + c * {PANEL} + j] = x[source + c * x_depth + j]
         else:
             for j in range(filled):

@@ -17,7 +17,7 @@ from dlc.backends.native.frontend import Extern, Param
 from dlc.errors import CompileError
 from dlc.ir.node import Node
 from dlc.ir.op import Kind
-from dlc.ir.plan import Layout
+from dlc.ir.plan import SITES, Layout
 from dlc.ir.schedule import Group
 from dlc.ir.sizes import Atom, Dim, Floor, Monomial, Poly, Size, as_size, bounds, dims
 
@@ -86,7 +86,7 @@ class Writer:
     addresses: list[Size] = field(default_factory=list)
     memo: dict[Any, str] = field(default_factory=dict)
     temporaries: int = 0
-    uses_header: bool = False
+    sites: dict[Node, str] = field(default_factory=dict)  # ops that may report an error
 
     def __post_init__(self) -> None:
         # Sets, because `in` on a tuple compares by ==, which for tensors builds nodes.
@@ -273,21 +273,26 @@ class Writer:
         self.affine = False
         x, which = node.inputs
         axis = node.attrs["axis"]
-        if node.op.name == "take":
-            position = self.value(which, index[axis : axis + which.ndim], guard)
-            before, behind = index[:axis], index[axis + which.ndim :]
-        else:
-            position = self.value(which, index, guard)
-            before, behind = index[:axis], index[axis + 1 :]
+        width = which.ndim if node.op.name == "take" else 1
+        place = index[axis : axis + width] if node.op.name == "take" else index
+        before, behind = index[:axis], index[axis + width :]
         here, extent = self.fresh("j"), self.size(x.shape[axis])
-        self.line(f"{here} = i64({position})")
+        self.line(f"{here} = i64({self.value(which, place, guard)})")
         with self.block(f"if {here} < 0 or {here} >= {extent}:"):
-            self.uses_header = True
-            self.line(f"raise_error(header, site, {here})")
+            self.report(node, which, place, here)
             self.line(f"{here} = i64(0)")
         var = Dim(here, 0, max(bounds(x.shape[axis])[1] - 1, 0))
         self.loops.add(var)
         return self._load(x, (*before, as_size(var), *behind), guard)
+
+    def report(self, node: Node, which: Node, place: Sequence[Size], value: str) -> None:
+        """Tell the caller of an index out of range: which op, where among the indices, what."""
+        site = self.sites.setdefault(node, f"site{len(self.sites)}")
+        position: Size = 0
+        for i, size in zip(place, which.shape, strict=True):
+            position = as_size(position) * size + i
+        at = self.index_text(position)
+        self.line(f"raise_error(header, {site} + {SITES} * ({at}), {value})")
 
     def store(self, node: Node, index: Sequence[Size], text: str) -> None:
         """Write one element of an output."""
@@ -302,9 +307,10 @@ class Writer:
         nodes = sorted(self.pointers, key=lambda n: self.pointers[n][0] != "y")
         params = [Param(self.pointers[n], STORED.get(n.dtype, n.dtype) + "*") for n in nodes]
         args: list[Any] = [Value(n) for n in nodes]
-        if self.uses_header:
-            params += [Param("header", "int64*"), Param("site", "int64")]
-            args += [HEADER, SITE]
+        if self.sites:
+            params += [Param("header", "int64*")]
+            params += [Param(name, "int64") for name in self.sites.values()]
+            args += [HEADER, *map(Where, self.sites)]
         params += [Param(text, "int64") for text in self.sizes.values()]
         args += list(self.sizes)
         head = f"def {name}({', '.join([*(p.name for p in params), 'thread', 'threads'])}):"
@@ -316,13 +322,6 @@ class _Header:
 
 
 HEADER = _Header()
-
-
-class _Site:
-    """The kernel argument that tells its step from others when it reports an error: 1 and up."""
-
-
-SITE = _Site()
 
 
 class _Scratch:
@@ -427,12 +426,12 @@ def loop_over(shape: Sequence[Size], order: Sequence[int], prefix: str = "i") ->
 
 __all__ = [
     "HEADER",
-    "SITE",
     "Floor",
     "KernelSource",
     "Loop",
     "Start",
     "Value",
+    "Where",
     "Writer",
     "cast",
     "float_literals",
