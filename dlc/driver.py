@@ -93,16 +93,15 @@ def compile(
     debug.setup()
     with debug.timed(logger, "trace"):
         traced = trace(function, *specs)
-    sources: Mapping[str, Any] = traced.parameters
-    if freeze:
-        sources = {name: _Frozen(variable.numpy()) for name, variable in sources.items()}
     verify = max(verify, config.get("verify"))
-    return _executable(traced, sources, target, opt, threads, verify, progress)
+    executable = _executable(traced, target, opt, threads, verify, progress)
+    if freeze:
+        executable.freeze()
+    return executable
 
 
 def _executable(
     traced: Traced,
-    sources: Mapping[str, Any],
     target: str = "cpu",
     opt: str = "O2",
     threads: int | None = None,
@@ -121,7 +120,7 @@ def _executable(
         optimised,
         runner,
         kernels,
-        sources,
+        traced.parameters,
         _flattener(traced),
         _finisher(traced),
         latest_version,
@@ -138,18 +137,6 @@ def optimise(graph: Graph, opt: str = "O2", verify: int = 0) -> Graph:
 
     check = Check(reference.run) if verify > 1 else None
     return passes.run(graph, opt, verify=verify > 0, check=check)
-
-
-class _Frozen:
-    """A parameter's value at the time of compilation."""
-
-    version = 0
-
-    def __init__(self, array: Array):
-        self._array = array
-
-    def numpy(self) -> Array:
-        return self._array
 
 
 class _Reference:
@@ -429,7 +416,7 @@ def compile_call(
 ) -> Executable:
     """Compile a function for the arguments of one call."""
     traced = trace(function, *args, **kwargs)
-    return _executable(traced, traced.parameters)
+    return _executable(traced)
 
 
 def jit(function: Callable[..., Any]) -> Callable[..., Any]:

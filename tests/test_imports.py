@@ -11,11 +11,14 @@ import dlc
 ROOT = Path(dlc.__file__).parent
 
 # What each part of dlc may import of the rest. A part that is not here belongs here first.
-COMMON = {"dlc.errors", "dlc.config"}
+COMMON = {"dlc.errors", "dlc.config", "dlc.debug", "dlc.progress", "dlc.report"}
 BELOW_DRIVER = {"dlc.ir", "dlc.ops", "dlc.passes", "dlc.frontend", "dlc.backends", "dlc.runtime"}
 MAY_IMPORT = {
     "dlc.errors": set(),
     "dlc.config": set(),
+    "dlc.debug": set(),
+    "dlc.progress": set(),
+    "dlc.report": set(),
     "dlc.ir": set(),
     "dlc.ops": {"dlc.ir"},
     "dlc.passes": {"dlc.ir", "dlc.ops"},

@@ -6,6 +6,7 @@ passes happens here, between two of them, so that a pass is nothing but its tran
 
 from __future__ import annotations
 
+import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+from dlc.debug import IR, TIMINGS
 from dlc.errors import RuleError, VerifyError
 from dlc.ir.graph import Graph, topological
 from dlc.ir.node import Node, Origin
@@ -20,6 +22,8 @@ from dlc.ir.pattern import Rewrite, Rule
 from dlc.ir.rewrite import Journal, rewrite
 from dlc.ir.values import Check
 from dlc.ir.verify import verify as verify_graph
+
+_log = logging.getLogger("dlc.passes")
 
 # Passes.
 
@@ -169,12 +173,15 @@ def run(
         seconds = time.perf_counter() - start
         steps.append(Step(str(step), seconds, len(graph.nodes), len(after.nodes), journal.counts()))
         _dump(folder, number, step.name, after)
+        _log.log(IR, "after %s:\n%s", step, after)
         if verify:
             _verify_step(step, graph, after, journal)
         if check:
             _check_step(step, graph, after, check)
         graph = after
-    return graph, Report(tuple(steps))
+    report = Report(tuple(steps))
+    _log.log(TIMINGS, "%s", report)
+    return graph, report
 
 
 def _dump(folder: Path | None, number: int, name: str, graph: Graph) -> None:

@@ -160,6 +160,13 @@ class Executable:
         arrays = self._flatten(args, kwargs)
         return self._profiler(arrays, lambda: self(*args, **kwargs), repeats)
 
+    def freeze(self) -> None:
+        """Keep the present values of the parameters, whatever becomes of the model; what only they
+        were needed for is let go.
+        """
+        self._follow()
+        self._sources, self._newest, self._seen = {}, lambda: 0, 0
+
     def _follow(self) -> None:
         """Hand new parameter values to the runner, if any has changed."""
         versions = tuple(source.version for source in self._sources.values())

@@ -139,6 +139,7 @@ class Runner:
         self.recent: Fast | None = None
         self._lock = threading.Lock()
         self._state: _State | None = None
+        self._read = _parameters_of(plan)
         self._specs = [plan.buffers[i] for i in plan.inputs]
         self._makers = [plan.buffers[i] for i in plan.outputs]
 
@@ -171,6 +172,7 @@ class Runner:
         if self.plan.prepare:
             values = {dim.name: dim.max for dim in self.plan.dims}
             self._run(self._frame(state, self.plan.prepare, values), self.plan.prepare)
+        state.parameters = {name: parameters[name] for name in self._read}
         self._state, self.recent = state, None
 
     def __call__(self, *arrays: Array) -> list[Array]:
@@ -346,6 +348,13 @@ def _patch(made: _Frame, sources: Sequence[Array], fresh: Mapping[str, Array]) -
     addresses = [a.ctypes.data for a in sources] + [a.ctypes.data for a in fresh.values()]
     for word, number, offset in made.patches:
         made.words[word] = addresses[number] + offset
+
+
+def _parameters_of(plan: Plan) -> list[str]:
+    """Names of the parameters that a call itself reads or returns."""
+    used = {arg.buffer for step in plan.main for arg in step.args if isinstance(arg, Address)}
+    buffers = [plan.buffers[i] for i in sorted(used | set(plan.outputs))]
+    return [buffer.name for buffer in buffers if buffer.role == "parameter"]
 
 
 def _words_at(memory: Memory, count: int) -> Array:

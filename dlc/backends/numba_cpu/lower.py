@@ -61,7 +61,7 @@ class Lowering:
     objects: dict[str, bytes] = field(default_factory=dict)
     constants: dict[str, Any] = field(default_factory=dict)
     scratch: Any = 0
-    sites: dict[Node, Site] = field(default_factory=dict)
+    sites: dict[Node, int] = field(default_factory=dict)
 
     def compile(self, prepare: Schedule, main: Schedule, prepared: int) -> Compiled:
         """The plan of both schedules and the objects of their kernels."""
@@ -80,7 +80,7 @@ class Lowering:
             input_names=tuple(str(node.name) for node in graph.inputs),
             output_names=graph.output_names,
             aliases=graph.aliases,
-            sites=tuple(self.sites.values()),
+            sites=tuple(map(_site, self.sites)),
         )
         plan = replace(plan, buffers=tuple(self.buffers))
         self._build()
@@ -149,8 +149,7 @@ class Lowering:
         if arg is SCRATCH:
             return Scratch()
         if isinstance(arg, Where):
-            self.sites.setdefault(arg.node, _site(arg.node))
-            return list(self.sites).index(arg.node) + 1
+            return self.sites.setdefault(arg.node, len(self.sites) + 1)
         if isinstance(arg, (Value, Start)):
             buffer = schedule.buffers[arg.node]
             start: Size = 0

@@ -1,0 +1,8 @@
+"""Benchmarks: `python -m benchmarks` runs all of them, `python -m benchmarks models` one.
+
+common        options, and the one way in which sides are measured and printed
+models        whole models beside PyTorch
+contractions  convolutions and matrix products beside PyTorch
+compile_time  import, cold and warm start
+waiting       calls that find their threads awake, asleep, crowded or on one core
+"""
