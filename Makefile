@@ -37,6 +37,7 @@ bench: $(READY)
 docs: $(READY)
 	$(BIN)/python -m dlc.config > docs/configuration.md
 	$(BIN)/python -m dlc.ops.coverage > docs/coverage.md
+	$(BIN)/python -m dlc.cli.page > docs/cli.md
 
 clean:
 	rm -rf .venv build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache

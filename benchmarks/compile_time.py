@@ -15,6 +15,7 @@ import tempfile
 from typing import Any
 
 from benchmarks.common import Options, Result
+from dlc.errors import ExecutionError
 from dlc.report import duration
 
 #: Model, limit of its cold compilation, and of its warm one, in seconds.
@@ -40,7 +41,7 @@ def run(options: Options) -> Result:
     values: list[dict[str, Any]] = []
     imports: list[float] = []
     for name, cold_limit, warm_limit in LIMITS:
-        if options.only not in name:
+        if not options.wants(name):
             continue
         starts = [_cold_and_warm(name) for _ in range(options.rounds)]
         imports += [each["import"] for pair in starts for each in pair]
@@ -48,7 +49,8 @@ def run(options: Options) -> Result:
             times = [pair[place]["compile"] for pair in starts]
             numba = any(pair[place]["numba"] for pair in starts)
             values.append(_value(f"{name}, {kind}", times, limit, numba))
-    values.insert(0, _value("import dlc", imports, IMPORT_LIMIT, False))
+    if imports:
+        values.insert(0, _value("import dlc", imports, IMPORT_LIMIT, False))
     rows = [
         [
             each["name"],
@@ -88,7 +90,8 @@ def _start(program: str, cache: str) -> dict[str, Any]:
         env={**os.environ, "DLC_CACHE_DIR": os.path.join(cache, "dlc")},
         capture_output=True,
         text=True,
-        check=True,
     )
+    if done.returncode:
+        raise ExecutionError(f"a start failed:\n{done.stderr}")
     found: dict[str, Any] = json.loads(done.stdout)
     return found

@@ -4,28 +4,28 @@ Each side runs in a process of its own, in turn, several rounds: dlc, PyTorch co
 channels last. Shown is the median of the rounds, how far the rounds are apart, the ratio to the
 better of PyTorch's two, and the share of the multiply-add peak that was measured in the rounds.
 A convolution reads a padded NHWC image and adds a bias, as inside a model. The machine should have
-nothing else to do: the spread says whether that was so.
+nothing else to do, and the spread says whether that was so; on a busy one, `--best` shows the
+fastest call of each side instead, which comes closest to a quiet machine.
 
     python -m benchmarks.contractions [--rounds 5] [--threads 2] [--only conv,matmul] [--isa LEVEL]
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import statistics
-import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from benchmarks.__main__ import main
+from benchmarks.common import Compared, Options, Result, comparison, environment, measure
+from dlc.cli.turns import Side, Subject, Times, timed
+
 SIDES = ("dlc", "torch", "channels_last")
-SECONDS = 0.08  # of one measurement
+SHARE = 0.25  # of a turn, for each case
+WARM = 0.02  # seconds of calls that do not count
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,15 @@ class Case:
             return 2 * pixels * columns * taps
         batch, rows, columns, depth = self.sizes
         return 2 * batch * rows * columns * depth
+
+    @property
+    def target(self) -> float:
+        """The ratio to PyTorch's best that it is to reach; 0 where none is set."""
+        return {"conv": 0.95, "matmul": 1.8 if self.sizes[0] == 1 else 0.0}.get(self.kind, 0.0)
+
+    def has(self, side: str) -> bool:
+        """Whether a side has a way of its own to do it."""
+        return side != "channels_last" or self.kind in ("conv", "depthwise")
 
     @property
     def name(self) -> str:
@@ -117,104 +126,51 @@ CASES = (
 )
 
 
-def main() -> None:
-    """Run the rounds and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--only", default="", help="kinds, separated by commas")
-    parser.add_argument("--isa", default="", help="instruction-set level of dlc's kernels")
-    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    kinds = options.only.split(",") if options.only else [case.kind for case in CASES]
-    cases = [case for case in CASES if case.kind in kinds]
-    if options.side:
-        for line in measure(options.side, cases, options.threads):
-            print(json.dumps(line), flush=True)
-        return
-    rounds: list[dict[str, Any]] = []
-    for number in range(options.rounds):
-        for side in SIDES:
-            say(f"round {number + 1} of {options.rounds}, {side}")
-            for line in run_side(side, options):
-                rounds.append({"side": side, "round": number, **line})
-    say("")
-    report(cases, rounds, options.threads)
+def run(options: Options) -> Result:
+    """Measure every case, all of them in each turn."""
+    chosen = [number for number, case in enumerate(CASES) if options.wants(case.name)]
+    common = {"chosen": chosen, "threads": options.threads}
+    variables = environment(options.threads)
+    sides = {
+        side: Side("benchmarks.contractions:subject", {**common, "side": side}, variables)
+        for side in SIDES
+    }
+    times = measure("contractions", sides, options)
+    peak = times["peak"].median("flops")
+    cases = []
+    for case in (CASES[number] for number in chosen):
+        taken = {side: turns(times[side], case, options) for side in SIDES if case.has(side)}
+        cases.append(Compared(case.name, case.flops, taken, peak, case.target))
+    return comparison(f"Contractions on {options.threads} threads", cases)
 
 
-def say(text: str) -> None:
-    """Progress, on a line of its own that the next one replaces."""
-    if sys.stderr.isatty():
-        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+def turns(times: Times, case: Case, options: Options) -> tuple[float, float, float]:
+    """What counts of a case, the fastest and the slowest turn."""
+    name = f"{case.name}, best" if options.best else case.name
+    fastest, slowest = times.spread(name)
+    return (fastest if options.best else times.median(name), fastest, slowest)
 
 
-def run_side(side: str, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """The measurements of one side, from a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.contractions", "--side", side]
-    command += ["--threads", str(options.threads), "--only", options.only]
-    variables = {"OMP_NUM_THREADS": str(options.threads)}
-    variables |= {"DLC_ISA": options.isa} if options.isa else {}
-    done = subprocess.run(
-        command, env=os.environ | variables, capture_output=True, text=True, check=True
-    )
-    return [json.loads(line) for line in done.stdout.splitlines()]
-
-
-def report(cases: list[Case], rounds: list[dict[str, Any]], threads: int) -> None:
-    """Print medians over the rounds."""
-    peaks = [line["flops_per_second"] for line in rounds if line["case"] == "peak"]
-    peak = statistics.median(peaks)
-    print(
-        f"{threads} threads, multiply-add peak {peak / 1e9:.0f} GFLOP/s "
-        f"({min(peaks) / 1e9:.0f} to {max(peaks) / 1e9:.0f})\n"
-        f"{'':44s}{'MFLOP':>7s}{'dlc us':>9s}{'spread':>7s}{'torch':>9s}{'ch.last':>9s}"
-        f"{'ratio':>7s}{'GFLOP/s':>9s}{'of peak':>9s}"
-    )
-    for case in cases:
-        times = {
-            side: [r["seconds"] for r in rounds if r["case"] == case.name and r["side"] == side]
-            for side in SIDES
-        }
-        ours = statistics.median(times["dlc"])
-        theirs = [statistics.median(times[side]) for side in SIDES[1:] if times[side]]
-        shown = [f"{1e6 * each:9.1f}" for each in theirs] + [" " * 9] * (2 - len(theirs))
-        rate = case.flops / ours
-        print(
-            f"{case.name:44s}{case.flops / 1e6:7.1f}{1e6 * ours:9.1f}"
-            f"{max(times['dlc']) / min(times['dlc']):7.2f}{''.join(shown)}"
-            f"{min(theirs) / ours:7.2f}{rate / 1e9:9.1f}{rate / peak:9.0%}"
+def subject(side: str, chosen: Sequence[int], threads: int) -> Subject:
+    """One side's process: a turn measures every case, the median and the best of many calls."""
+    cases = [CASES[number] for number in chosen if CASES[number].has(side)]
+    rng, machine = np.random.default_rng(0), Machine(threads) if side == "dlc" else None
+    calls = {
+        case.name: timed(
+            machine.prepare(case, rng) if machine else torch_call(case, side, threads), WARM
         )
+        for case in cases
+    }
 
+    def measure_all(seconds: float) -> dict[str, float]:
+        found = {}
+        for name, call in calls.items():
+            call(WARM)  # what it works on has left the cache since the last turn
+            taken = call(SHARE * seconds)
+            found |= {name: taken["seconds"], f"{name}, best": taken["fastest"]}
+        return found
 
-def measure(side: str, cases: list[Case], threads: int) -> Iterator[dict[str, Any]]:
-    """The median time of every case, on one side."""
-    rng = np.random.default_rng(0)
-    if side == "dlc":
-        from dlc.driver import peak
-
-        yield {"case": "peak", "flops_per_second": peak(threads).flops}
-        machine = Machine(threads)
-        for case in cases:
-            yield {"case": case.name, "seconds": median_time(machine.prepare(case, rng))}
-        return
-    for case in cases:
-        if side == "torch" or case.kind in ("conv", "depthwise"):
-            yield {"case": case.name, "seconds": median_time(torch_call(case, side, threads))}
-
-
-def median_time(call: Callable[[], object]) -> float:
-    """Seconds of a call: the median over many, after some to warm up."""
-    times = []
-    end = time.perf_counter() + SECONDS / 4
-    while time.perf_counter() < end or len(times) < 3:
-        call()
-        times.append(0.0)
-    times, end = [], time.perf_counter() + SECONDS
-    while time.perf_counter() < end or len(times) < 7:
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+    return Subject(measure_all)
 
 
 # PyTorch.
@@ -323,24 +279,29 @@ class Machine:
         return self.call((contraction.kernel, values | sizes))
 
     def product(self, case: Case, rng: np.random.Generator) -> Callable[[], object]:
-        """A product; `matmul` packs its right side in every call, `linear` did so before."""
-        from dlc.backends.numba_cpu.contract import Contraction, matmul_sizes, tile_vectors
-        from dlc.backends.numba_cpu.packing import matmul_panels, pack_panels
+        """A product: `matmul` with any right side, `linear` with weights that lie in panels."""
+        from dlc.backends.numba_cpu.contract import (
+            Contraction,
+            matmul_sizes,
+            scratch_elements,
+            tile_vectors,
+        )
 
         batch, rows, columns, depth = case.sizes
+        packs = case.kind == "matmul"
+        epilogue = plain() if packs else bias()
         x = rng.standard_normal((batch, rows, depth), dtype=np.float32)
-        w = rng.standard_normal((batch, depth, columns), dtype=np.float32)
-        panels = np.zeros((batch, -(-columns // 32), depth, 32), np.float32)
-        epilogue = bias() if case.kind == "linear" else plain()
+        w = rng.standard_normal((batch, -(-columns // 32) * 32, depth), dtype=np.float32)
+        strides = (depth * columns, columns, 1) if packs else None
+        sizes = matmul_sizes(
+            epilogue, rows=rows, columns=columns, depth=depth, batch=batch, w_strides=strides
+        )
         vectors = tile_vectors(self.isa, "float32", columns)
-        kernel = Contraction(self.isa, "float32", epilogue, vectors).kernel
-        y, zeros = np.zeros((batch, rows, columns), np.float32), np.zeros(columns, np.float32)
-        sizes = matmul_sizes(epilogue, rows=rows, columns=columns, depth=depth, batch=batch)
-        product = (kernel, {"x": x, "w": panels, "y": y, "bias": zeros} | sizes)
-        if case.kind == "linear":
-            return self.call(product)
-        packing = {"x": w, "y": panels} | matmul_panels(depth, columns, batch)
-        return self.call((pack_panels("float32"), packing), product)
+        contraction = Contraction(self.isa, "float32", epilogue, vectors, packs)
+        values = {"x": x, "w": w, "y": np.zeros((batch, rows, columns), np.float32)}
+        values["bias"] = np.zeros(columns, np.float32)
+        values["scratch"] = np.zeros(self.threads * scratch_elements(depth), np.float32)
+        return self.call((contraction.kernel, values | sizes))
 
     def depthwise(self, case: Case, rng: np.random.Generator) -> Callable[[], object]:
         from dlc.backends.numba_cpu.depthwise import Depthwise, DepthwiseTile, depthwise_sizes
@@ -379,4 +340,4 @@ def bias() -> Any:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(["contractions", *sys.argv[1:]]))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from benchmarks.common import Case, Options, Result, comparison, environment, measure, summary
+from benchmarks.common import Compared, Options, Result, comparison, environment, measure, summary
 from dlc.cli.turns import Side
 
 TWINS = "dlc.frontend.models.in_torch"
@@ -21,6 +21,11 @@ class Model:
     name: str
     batch: int
     target: float
+
+    @property
+    def title(self) -> str:
+        """What a person calls it."""
+        return f"{self.name}, batch {self.batch}"
 
 
 MODELS = (
@@ -35,15 +40,11 @@ MODELS = (
 
 def run(options: Options) -> Result:
     """Measure every model."""
-    cases = [
-        _case(model, options)
-        for model in MODELS
-        if options.only in f"{model.name}, batch {model.batch}"
-    ]
+    cases = [_case(model, options) for model in MODELS if options.wants(model.title)]
     return comparison(f"Models on {options.threads} threads", cases)
 
 
-def _case(model: Model, options: Options) -> Case:
+def _case(model: Model, options: Options) -> Compared:
     fields = {"inputs": [], "dim": [("batch", 1, 128)], "weights": None, "train": False}
     common = {
         "model": {"model": model.name, **fields},
@@ -58,12 +59,11 @@ def _case(model: Model, options: Options) -> Case:
         "PyTorch": Side("dlc.cli.sides:torch", torch, variables),
         "channels_last": Side("dlc.cli.sides:torch", last, variables),
     }
-    name = f"{model.name}, batch {model.batch}"
-    times = measure(name, sides, options)
-    return Case(
-        name,
+    times = measure(model.title, sides, options)
+    return Compared(
+        model.title,
         times["dlc"].info["flops"],
-        {side: summary(times[side]) for side in sides},
+        {side: summary(times[side], options) for side in sides},
         times["peak"].median("flops"),
         model.target,
     )

@@ -3,13 +3,10 @@
 A pool that waits badly is fast back to back and ruins everything else: too short a spin turns every
 barrier into a sleep and a wake-up, an endless one keeps the processor from the thread that it waits
 for. Each row runs in a process of its own.
-
-Run: python benchmarks/waiting.py [--seconds 3] [--threads 2]
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import json
 import os
@@ -24,6 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.common import Options, Result
+from dlc.errors import ExecutionError
 from dlc.runtime import frame
 from dlc.runtime.entry import Argument, make_entry
 from dlc.runtime.loader import Linked, link
@@ -31,6 +30,7 @@ from dlc.runtime.pool import Pool
 
 STEPS = 20  # a call: so many kernels, a barrier after each
 STEP_US = 10.0  # what one thread takes for each; two take half
+TURNS = 10  # a row takes as long as so many turns
 LIMIT_US = 1000  # by how much a row's median may exceed the back-to-back time
 
 KERNELS = {
@@ -83,57 +83,52 @@ ROWS = (
 )
 
 
-def main() -> None:
-    """Print the tables, or run one row for the process that does."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=3.0, help="for each row")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--row", nargs=2, metavar=("NUMBER", "OBJECTS"), help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.row:
-        number, folder = options.row
-        linked = load(Path(folder))
-        if number == "costs":
-            print(json.dumps(costs(linked, options.threads, options.seconds)))
-        else:
-            print(json.dumps(run(ROWS[int(number)], linked, options.threads, options.seconds)))
-        return
+def run(options: Options) -> Result:
+    """What the machinery costs, then every row."""
+    chosen = [row for row in ROWS if options.wants(row.name)]
     with tempfile.TemporaryDirectory() as folder:
         save(Path(folder))
-        print_tables(Path(folder), options.threads, options.seconds)
-
-
-def print_tables(folder: Path, threads: int, seconds: float) -> None:
-    """What the machinery costs, then every row."""
-    print(f"{threads} threads, {len(os.sched_getaffinity(0))} processors\n")
-    for name, value in apart("costs", folder, threads, seconds).items():
-        print(f"{name:44s} {value:8.1f} ns")
-    print(
-        f"\nA call of {STEPS} kernels, {STEP_US:g} us each for one thread, and barriers; in us:\n"
-    )
-    print(f"{'':36s} {'median':>8s} {'90 %':>8s} {'99 %':>8s} {'over':>8s}  threads")
-    results = [apart(str(i), folder, threads, seconds) for i in range(len(ROWS))]
-    for row, result in zip(ROWS, results, strict=True):
-        over = result["median"] - results[0]["median"]
+        costly = apart("costs", folder, options)
+        found = {row: apart(str(ROWS.index(row)), folder, options) for row in chosen}
+    rows = [[f"{name} (ns)", f"{ns:.1f}", *[""] * 5] for name, ns in costly.items()]
+    base = next(iter(found.values()))["median"] if found else 0.0
+    for row, each in found.items():
+        over = each["median"] - base
         limited = not (row.one_thread or row.insist)
-        print(
-            f"{row.name:36s} {result['median']:8.1f} {result['p90']:8.1f} {result['p99']:8.1f} "
-            f"{over:8.1f}  {result['threads']:.2f}"
-            + ("  beyond the limit" if limited and over > LIMIT_US else "")
-        )
+        times = [f"{each[name]:.1f}" for name in ("median", "p90", "p99")]
+        verdict = "beyond the limit" if limited and over > LIMIT_US else ""
+        rows.append([row.name, *times, f"{over:.1f}", f"{each['threads']:.2f}", verdict])
+    title = (
+        f"Waiting: {options.threads} threads, {len(os.sched_getaffinity(0))} processors. A call of "
+        f"{STEPS} kernels,\n{STEP_US:g} µs each for one thread, and barriers, in µs; no row may be "
+        f"{LIMIT_US} µs over the first"
+    )
+    columns = ("row", "median", "90 %", "99 %", "over", "threads", "")
+    values = [{"name": "costs", **costly}]
+    values += [{"name": row.name, **each} for row, each in found.items()]
+    return Result(title, columns, rows, values)
 
 
-def apart(row: str, folder: Path, threads: int, seconds: float) -> dict[str, float]:
+def apart(row: str, folder: str, options: Options) -> dict[str, float]:
     """Run one row in a process of its own."""
-    options = ["--row", row, str(folder), "--threads", str(threads), "--seconds", str(seconds)]
-    done = subprocess.run([sys.executable, __file__, *options], capture_output=True, text=True)
+    words = [row, folder, str(options.threads), str(TURNS * options.seconds)]
+    command = [sys.executable, "-m", "benchmarks.waiting", *words]
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        sys.exit(f"the row {row} failed:\n{done.stderr}")
+        raise ExecutionError(f"the row {row} failed:\n{done.stderr}")
     result: dict[str, float] = json.loads(done.stdout)
     return result
 
 
-def run(row: Row, linked: Linked, threads: int, seconds: float) -> dict[str, float]:
+def main(row: str, folder: str, threads: str, seconds: str) -> None:
+    """The process of one row, or of the costs."""
+    linked, numbers = load(Path(folder)), (int(threads), float(seconds))
+    costly = row == "costs"
+    result = costs(linked, *numbers) if costly else measure(ROWS[int(row)], linked, *numbers)
+    print(json.dumps(result))
+
+
+def measure(row: Row, linked: Linked, threads: int, seconds: float) -> dict[str, float]:
     """Call for some seconds; microseconds a call, and how many threads took part on average."""
     others, threads = threads, 1 if row.one_thread else threads
     if row.one_core:
@@ -262,4 +257,4 @@ def load(folder: Path) -> Linked:
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

@@ -36,6 +36,7 @@ _PUBLIC = {
     "passes": ("dlc.passes", ""),
     "config": ("dlc.config", ""),
     "errors": ("dlc.errors", ""),
+    "summary": ("dlc.frontend.summary", "summary"),
     "seed": ("dlc.frontend.random", "seed"),
     "save_weights": ("dlc.frontend.weights", "save_weights"),
     "load_weights": ("dlc.frontend.weights", "load_weights"),
@@ -89,6 +90,7 @@ if TYPE_CHECKING:
     from dlc.frontend import nn as nn
     from dlc.frontend.einsum import einsum as einsum
     from dlc.frontend.random import seed as seed
+    from dlc.frontend.summary import summary as summary
     from dlc.frontend.weights import load_weights as load_weights
     from dlc.frontend.weights import save_weights as save_weights
     from dlc.ir.graph import Graph as Graph

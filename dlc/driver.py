@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import logging
 import threading
 import time
@@ -17,11 +18,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from dlc import config, debug
-from dlc.errors import ArgumentError, TargetError, explain
+from dlc.errors import ArgumentError, ShapeError, TargetError, explain
 from dlc.frontend import hook
 from dlc.frontend.module import Module, version_of
 from dlc.frontend.parameter import latest_change, latest_version
 from dlc.frontend.trace import Traced, flatten_arguments, trace
+from dlc.frontend.tree import Structure
 from dlc.ir.graph import Graph
 from dlc.ir.plan import Plan
 from dlc.ir.sizes import bounds
@@ -46,7 +48,7 @@ Array: TypeAlias = "np.ndarray[Any, Any]"
 logger = logging.getLogger("dlc.driver")
 #: Compiled variants of one function that are kept, the newest.
 KEPT_VARIANTS = 64
-TARGETS = ("cpu", "reference")
+TARGETS, LEVELS = ("cpu", "reference"), ("O0", "O1", "O2")
 CLOCKS = ("dlc_stamp", "dlc_cpu_stamp")
 
 
@@ -85,11 +87,17 @@ def compile(
     ------
     TargetError
         There is no such target.
+    ArgumentError
+        An option has a value that it cannot take.
     Error
         The function cannot be traced or compiled; the message says where and why.
     """
     if target not in TARGETS:
         raise TargetError(explain("dlc.compile", f"a target of {', '.join(TARGETS)}", repr(target)))
+    if opt not in LEVELS:
+        raise ArgumentError(explain("dlc.compile", f"opt to be {', '.join(LEVELS)}", repr(opt)))
+    if verify not in (0, 1, 2):
+        raise ArgumentError(explain("dlc.compile", "verify to be 0, 1 or 2", repr(verify)))
     debug.setup()
     with debug.timed(logger, "trace"):
         traced = trace(function, *specs)
@@ -108,20 +116,22 @@ def _executable(
     verify: int = 0,
     progress: bool | None = None,
 ) -> Executable:
-    optimised = functools.cache(lambda: optimise(traced.graph, opt, verify))
+    graph = traced.graph
+    _check_dims(graph)
+    optimised = functools.cache(lambda: optimise(graph, opt, verify))
     profiler = None
     if target == "reference":
         runner, kernels = _Reference(optimised()), ()
     else:
         options = (opt, verify)
-        runner, kernels = _native(traced.graph, optimised, options, threads, progress)
+        runner, kernels = _native(graph, optimised, options, threads, progress)
         profiler = functools.partial(_profile, runner)
     return Executable(
         optimised,
         runner,
         kernels,
         traced.parameters,
-        _flattener(traced),
+        _flattener(traced.arguments),
         _finisher(traced),
         latest_version,
         _is_flat(traced),
@@ -184,7 +194,7 @@ def _native(
 
     logger.log(debug.IR, "traced:\n%s", graph)
     reading = logger.isEnabledFor(debug.CHOICES)
-    key = ("model", graph.structure_key(), options, isa.name)
+    key = ("model", graph.structure_key(), _modules(graph), options, isa.name)
     compiled = unpack(build() if reading else disk.CodeStore().get_or(key, build))
     for source in compiled.sources.values():
         logger.log(debug.SOURCE, "source:\n%s", source)
@@ -206,6 +216,11 @@ def _native(
         duration(time.perf_counter() - start),
     )
     return runner, kernels
+
+
+def _modules(graph: Graph) -> list[list[str]]:
+    """The modules that each node comes from: a plan names them in its labels and errors."""
+    return [sorted({o.module for o in node.origins if o.module}) for node in graph.nodes]
 
 
 def _lowered(optimised: Callable[[], Graph], isa: Isa, report: Report) -> Compiled:
@@ -345,30 +360,69 @@ def _kernels(plan: Plan, sources: Mapping[str, str]) -> tuple[Kernel, ...]:
     )
 
 
-def _flattener(traced: Traced) -> Callable[..., Sequence[Array]]:
+def _check_dims(graph: Graph) -> None:
+    """Refuse two dimensions of one name and different ranges: they would be taken for one."""
+    for a, b in itertools.pairwise(graph.dims):
+        if a.name == b.name:
+            ranges = f"{a.min}..{a.max} and {b.min}..{b.max}"
+            advice = "Use one Dim for both, or give them names of their own."
+            expected = f"one range for the dimension {a.name!r}"
+            raise ShapeError(explain("dlc.compile", expected, ranges, advice=advice))
+
+
+def _flattener(expected: Structure) -> Callable[..., Sequence[Array]]:
     """From a call's arguments to the arrays of the graph's inputs."""
 
     def flatten(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Sequence[Array]:
         leaves, arguments = flatten_arguments(args, kwargs)
-        if arguments != traced.arguments:
-            raise ArgumentError(
-                "the call's arguments differ from those that were compiled: only arrays may change "
-                "between "
-                "calls; Python values are part of the compiled function. Compile again for these"
-            )
+        if arguments != expected:
+            raise ArgumentError(_difference(expected, arguments))
         return [np.asarray(leaf) for leaf in leaves]
 
     return flatten
 
 
+def _difference(expected: Structure, given: Structure) -> str:
+    """Where the arguments of a call first differ from those that were compiled, and what to do."""
+    for position, what in enumerate(("by position", "by name")):
+        ours, theirs = expected.children[position], given.children[position]
+        if ours.names != theirs.names:
+            names = [", ".join(map(str, each.names)) for each in (ours, theirs)]
+            counts = [str(len(each.names)) for each in (ours, theirs)]
+            wanted, got = names if position else counts
+            return explain(
+                "the compiled function", f"{wanted or 'no'} arguments {what}", got or "none"
+            )
+        for name, a, b in zip(ours.names, ours.children, theirs.children, strict=True):
+            if a != b:
+                label = f"argument {name!r}" if position else f"argument {name + 1}"
+                return explain(label, _kind(a), _kind(b), advice=_ADVICE)
+    raise AssertionError("equal arguments differ in nothing")
+
+
+_ADVICE = (
+    "Only arrays may change from call to call; all else is part of the compiled function: compile "
+    "again for other values, or use dlc.jit, which does."
+)
+
+
+def _kind(structure: Structure) -> str:
+    if structure.kind == "leaf":
+        return "an array"
+    if structure.kind == "static":
+        return repr(structure.value)
+    return f"a {structure.kind} ({', '.join(map(_kind, structure.children))})"
+
+
 def _finisher(traced: Traced) -> Callable[[Sequence[Array]], Any]:
     """From the graph's outputs to the function's result; buffers get their new values."""
-    results = len(traced.graph.outputs) - len(traced.graph.aliases)
+    owners = {number: traced.parameters[name] for number, name in traced.graph.aliases.items()}
+    structure, results = traced.structure, len(traced.graph.outputs) - len(owners)
 
     def finish(outputs: Sequence[Array]) -> Any:
-        for number, name in traced.graph.aliases.items():
-            traced.parameters[name].data = outputs[number]
-        return traced.structure.build(list(outputs[:results]))
+        for number, owner in owners.items():
+            owner.data = outputs[number]
+        return structure.build(list(outputs[:results]))
 
     return finish
 

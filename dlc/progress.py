@@ -29,7 +29,7 @@ def wanted(shown: bool | None = None) -> bool:
 
 @contextmanager
 def bar(title: str, shown: bool | None = None) -> Iterator[Report]:
-    """A bar on standard error for the length of a block, which is gone afterwards.
+    """A bar on standard error for the length of a block; on a terminal it is gone afterwards.
 
     Parameters
     ----------
@@ -64,6 +64,7 @@ def _live() -> Any:
         TimeRemainingColumn,
     )
 
+    console = Console(stderr=True)
     return Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -71,6 +72,6 @@ def _live() -> Any:
         MofNCompleteColumn(),
         TimeRemainingColumn(),
         TextColumn("{task.fields[what]}", style="dim"),
-        console=Console(stderr=True),
-        transient=True,
+        console=console,
+        transient=console.is_terminal,  # elsewhere all that is printed is the end
     )

@@ -13,6 +13,7 @@ from dlc.backends.numba_cpu.contract import (
     Contraction,
     conv2d_sizes,
     matmul_sizes,
+    scratch_elements,
     tile_vectors,
 )
 from dlc.backends.numba_cpu.packing import conv2d_panels, matmul_panels, pack_panels, pack_rows
@@ -96,6 +97,34 @@ def test_matmul_with_rows_that_alias_in_the_cache(rng):
 
 def test_matmul_of_no_products_is_the_epilogue_of_zero(rng):
     assert (matmul(rng, HOST, "float32", 1, 3, 33, 0) >= 0).all()
+
+
+@levels
+@pytest.mark.parametrize("transposed", [False, True])
+def test_matmul_that_packs_has_the_bits_of_one_that_does_not(rng, isa, transposed):
+    for batch, rows, columns, depth in (
+        (1, 29, 71, 130),
+        (3, 5, 64, 300),
+        (2, 1, 9, 1),
+        (1, 3, 4, 0),
+    ):
+        x = rng.standard_normal((batch, rows, depth)).astype("float32")
+        w = rng.standard_normal((batch, columns, depth)).astype("float32")
+        bias = rng.standard_normal(columns).astype("float32")
+        sizes = {"rows": rows, "columns": columns, "depth": depth, "batch": batch}
+        packed, plain = np.empty((2, batch, rows, columns), "float32")
+        values = {"x": x, "w": panels(w[:, :, None, None]), "y": packed, "bias": bias}
+        values |= matmul_sizes(BIAS, **sizes)
+        run(Contraction(isa, "float32", BIAS).kernel, isa, values)
+        vectors = tile_vectors(isa, "float32", columns)
+        contraction = Contraction(isa, "float32", BIAS, vectors, packs=True)
+        right = w if transposed else np.ascontiguousarray(w.transpose(0, 2, 1))
+        step, column = (1, depth) if transposed else (columns, 1)
+        scratch, check = guarded((3 * scratch_elements(depth),), "float32")
+        values = {"x": x, "w": right, "y": plain, "bias": bias, "scratch": scratch}
+        values |= matmul_sizes(BIAS, **sizes, w_strides=(columns * depth, step, column))
+        np.testing.assert_array_equal(all_threads(contraction, values, plain), packed)
+        check()
 
 
 def test_tiles_do_not_change_bits(rng):

@@ -29,7 +29,7 @@ import warnings
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from types import ModuleType, TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 from dlc import config
 from dlc.errors import Error, OptionError
@@ -85,9 +85,7 @@ def _dispatch(arguments: list[str]) -> int:
         print(overview())
         return 0
     if name == "--version":
-        import dlc
-
-        print(dlc.__version__)
+        print(sys.modules["dlc"].__version__)
         return 0
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, 1)
@@ -109,7 +107,7 @@ def parser(name: str) -> ArgumentParser:
     module: ModuleType = command(name)
     made = ArgumentParser(
         prog=f"dlc {name}",
-        description=f"{module.HELP}.",
+        description=f"{module.HELP[0].upper()}{module.HELP[1:]}.",
         epilog=module.ABOUT,
         formatter_class=RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -162,6 +160,11 @@ def _one_line(kind: type[BaseException], error: BaseException, trace: TracebackT
 
 
 def _show_warning(
-    message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: object
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
 ) -> None:
     print(f"dlc: warning: {message}", file=sys.stderr)

@@ -46,6 +46,7 @@ def run(arguments: Namespace) -> int:
     from dlc.progress import bar
     from dlc.runtime.threads import count
 
+    naming.check_file(arguments.torch or "")
     naming.model(arguments)  # its errors come before any process is started
     threads = count(arguments.threads)
     chosen = sides(arguments, threads)

@@ -84,7 +84,7 @@ def run(arguments: Namespace) -> int:
 
 def _show(name: str, threads: int, torch: bool, folder: Path, arguments: Namespace) -> Result:
     """Compile a model, draw it, compare what it computes, and time it."""
-    import dlc
+    from dlc.driver import compile, trace_graph
 
     given = _arguments(name, torch)
     twin = naming.make(bench.torch_twin(name)) if torch else None
@@ -94,7 +94,7 @@ def _show(name: str, threads: int, torch: bool, folder: Path, arguments: Namespa
     specs = naming.inputs(given)
     arrays = naming.arrays(specs, {})
     start = time.perf_counter()
-    exe = dlc.compile(model, *specs, threads=threads)
+    exe = compile(model, *specs, threads=threads)
     seconds = time.perf_counter() - start
     y = exe(*arrays)
     drawing = folder / f"{name}.svg"
@@ -102,7 +102,7 @@ def _show(name: str, threads: int, torch: bool, folder: Path, arguments: Namespa
     differences = {"float64": difference(y, in_float64(model, arrays))}
     if twin is not None:
         differences["PyTorch"] = difference(y, _torch_output(twin, arrays))
-    nodes = (len(dlc.trace(model, *specs).nodes), len(exe.graph.nodes))
+    nodes = (len(trace_graph(model, *specs).nodes), len(exe.graph.nodes))
     times = _times(given, threads, arguments)
     return Result(name, len(exe.kernels), nodes, seconds, str(drawing), differences, times)
 

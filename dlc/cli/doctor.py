@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import Any
@@ -77,9 +78,7 @@ def versions() -> dict[str, str]:
     """Of dlc, Python, and the packages that matter."""
     from importlib.metadata import PackageNotFoundError, version
 
-    import dlc
-
-    found = {"dlc": dlc.__version__, "Python": platform.python_version()}
+    found = {"dlc": sys.modules["dlc"].__version__, "Python": platform.python_version()}
     for name in PACKAGES:
         try:
             found[name] = version(name)
@@ -115,11 +114,12 @@ def self_test() -> str:
 
     import numpy as np
 
-    import dlc
+    from dlc.driver import compile
+    from dlc.frontend.functional import relu
 
     x = np.linspace(-1, 1, 12 * 33, dtype="float32").reshape(12, 33)
     start = time.perf_counter()
-    found = dlc.compile(lambda a: dlc.relu(a @ a.mT), x, progress=False)(x)
+    found = compile(lambda a: relu(a @ a.mT), x, progress=False)(x)
     seconds = time.perf_counter() - start
     exact = np.maximum(x.astype("float64") @ x.T.astype("float64"), 0)
     if not np.allclose(found, exact, rtol=1e-5, atol=1e-5):

@@ -98,6 +98,7 @@ def model(arguments: Namespace) -> Module:
 
 def make(name: str) -> Any:
     """What a name stands for; called, if it is a class or a function."""
+    check_file(name)
     found = _zoo(name) if ":" not in name else _attribute(name)
     if not (inspect.isclass(found) or inspect.isroutine(found)):
         return found
@@ -141,9 +142,14 @@ def _attribute(name: str) -> Any:
     return found
 
 
-def _file(path: str) -> Any:
-    if not os.path.isfile(path):
+def check_file(name: str) -> None:
+    """Complain about a model in a file that is not there, before anything else is done."""
+    path = name.rpartition(":")[0]
+    if path.endswith(".py") and not os.path.isfile(path):
         raise ArgumentError(f"there is no file {path!r} to take a model from")
+
+
+def _file(path: str) -> Any:
     folder, name = os.path.split(os.path.abspath(path))
     if folder not in sys.path:  # as for a script: its neighbours can be imported
         sys.path.insert(0, folder)

@@ -65,11 +65,10 @@ def run(arguments: Namespace) -> int:
     if arguments.passes is None:
         raise ArgumentError("dlc opt expects PASSES, such as simplify,fold-bn; --list names them")
     pipeline = passes.parse(arguments.passes)
-    check = Check(lambda graph, arrays: reference.run(graph, arrays, dtype="float64"))
     graph, done = manager.run(
         _graph(arguments),
         pipeline,
-        check=check if arguments.check else None,
+        check=Check(reference.run) if arguments.check else None,
         dump=arguments.dump,
     )
     if arguments.draw:
@@ -91,7 +90,7 @@ def _list() -> None:
 
 
 def _graph(arguments: Namespace) -> Graph:
-    import dlc
+    from dlc.driver import trace_graph
     from dlc.ir.text import parse
 
     source = arguments.model
@@ -102,4 +101,4 @@ def _graph(arguments: Namespace) -> Graph:
             return parse(file.read())
     if not (":" in source or source in naming.zoo()):
         raise ArgumentError(f"there is no file {source!r}, and no such model in the zoo")
-    return dlc.trace(naming.model(arguments), *naming.inputs(arguments))
+    return trace_graph(naming.model(arguments), *naming.inputs(arguments))

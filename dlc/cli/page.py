@@ -6,7 +6,7 @@ argparse's help text, whose form depends on Python's version and on the terminal
 
 from __future__ import annotations
 
-from argparse import SUPPRESS, Action
+from argparse import Action
 from collections.abc import Iterator
 
 from dlc.cli import COMMANDS, command, parser
@@ -23,10 +23,10 @@ def page() -> str:
 
 def _section(name: str) -> Iterator[str]:
     about, _, examples = command(name).ABOUT.partition("examples:\n")
-    made = parser(name)
-    yield f"## dlc {name}\n\n{made.description}\n\n{about.strip()}\n"
+    made, about = parser(name), about.strip()
+    yield f"## dlc {name}\n\n{made.description}\n\n{about}\n"
     yield "| argument | meaning |\n| --- | --- |"
-    yield from (_row(action) for action in made._actions if action.help != SUPPRESS)
+    yield from (_row(action) for action in made._actions if action.dest != "help")
     example = "\n".join(line.removeprefix("  ") for line in examples.splitlines())
     yield f"\n```sh\n{example}\n```"
 

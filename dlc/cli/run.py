@@ -52,20 +52,22 @@ def add_compiler_arguments(parser: ArgumentParser) -> None:
 
 def run(arguments: Namespace) -> int:
     """Compile, run, and say what came out."""
-    import dlc
+    from dlc.driver import compile
+    from dlc.runtime.threads import count
 
     _check_output(arguments.output)
+    threads = count(arguments.threads)
     specs = naming.inputs(arguments)
     model = naming.model(arguments)
-    options = {"target": arguments.target, "opt": arguments.opt, "threads": arguments.threads}
-    exe = dlc.compile(model, *specs, **options)
+    options = {"target": arguments.target, "opt": arguments.opt, "threads": threads}
+    exe = compile(model, *specs, **options)
     arrays = naming.arrays(specs, dict(arguments.at))
     outputs = named(exe(*arrays))
     errors = _errors(model, arrays, outputs) if arguments.check else {}
     profile = exe.profile(*arrays) if arguments.profile or arguments.trace else None
     if arguments.output:
         _save(arguments.output, outputs)
-    if arguments.trace:
+    if profile and arguments.trace:
         profile.chrome_trace(arguments.trace)
     if arguments.json:
         found = {"outputs": {name: _facts(each) for name, each in outputs.items()}}
@@ -85,7 +87,7 @@ def named(result: Any) -> dict[str, Array]:
         items = [(f"output{i}", value) for i, value in enumerate(result)]
     else:
         return {"output": result}
-    found = {}
+    found: dict[str, Array] = {}
     for name, value in items:
         inner = named(value)
         found |= {name if key == "output" else f"{name}.{key}": a for key, a in inner.items()}

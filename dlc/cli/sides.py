@@ -24,11 +24,11 @@ def compiled(
     threads : int, optional
     opt : str
     """
-    import dlc
+    from dlc.driver import compile
 
     given = Namespace(**model)
     specs = naming.inputs(given)
-    exe = dlc.compile(naming.model(given), *specs, threads=threads, opt=opt, progress=False)
+    exe = compile(naming.model(given), *specs, threads=threads, opt=opt, progress=False)
     arrays = naming.arrays(specs, at)
     exe(*arrays)
     flops = exe.profile(*arrays, repeats=1).flops

@@ -10,7 +10,7 @@ import contextlib
 import contextvars
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -128,10 +128,12 @@ class Scope:
         self._roots[prefix] = module
         self._index(prefix, module)
 
-    def unique(self, name: str) -> str:
-        """``name``, or with a number where the graph has it already; it is taken from now on."""
+    def unique(self, name: str, known: Collection[str] = ()) -> str:
+        """``name``, or with a number where the graph has it already or it is ``known``; it is taken
+        from now on.
+        """
         found, number = name, 1
-        while found in self._taken:
+        while found in self._taken or found in known:
             found, number = f"{name}_{number}", number + 1
         self._taken.add(found)
         return found
@@ -141,7 +143,8 @@ class Scope:
         if module not in self._paths:
             self._reindex()
         if module not in self._paths:  # not part of any module called so far
-            self.adopt(module, self.unique(type(module).__name__.lower()))
+            known = {path for paths in self._paths.values() for path in paths}
+            self.adopt(module, self.unique(type(module).__name__.lower(), known))
         below = f"{self._path}."
         return max(self._paths[module], key=lambda path: path.startswith(below))
 
@@ -164,8 +167,7 @@ class Scope:
                 known.append(path)
         for name, variable in root.named_variables(prefix=prefix):
             if variable not in self._names:
-                self._names[variable] = name
-                self._taken.add(name)
+                self._names[variable] = self.unique(name)
 
     # Where the user is.
 

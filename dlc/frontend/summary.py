@@ -97,8 +97,8 @@ class Summary:
         return asdict(self)
 
     def __rich__(self) -> Any:
-        columns = ("layer", "input", "output", "kernel", "parameters")
-        columns += ("multiply-adds", "FLOPs", "bytes", "FLOP/B")
+        shapes, counts = ("layer", "input", "output", "kernel"), ("parameters", "multiply-adds")
+        columns = (*shapes, *counts, "FLOPs", "bytes", "FLOP/B")
         rows = [_row(layer) for layer in self.layers]
         return table(columns, rows, left=4, title=self._title())
 
@@ -153,14 +153,14 @@ def summary(model: Callable[..., Any], *specs: Any, depth: int | None = None) ->
     ]
     layers[0] = replace(layers[0], kind=traced.graph.name)
     shown = [layer for layer in layers if depth is None or layer.depth <= depth]
-    variables = list(model.named_variables()) if isinstance(model, Module) else []
-    parameters = [v for _, v in variables if v.role == "parameter"]
+    parameters = list(model.parameters()) if isinstance(model, Module) else []
+    buffers = list(model.buffers()) if isinstance(model, Module) else []
     return Summary(
         tuple(shown),
         sizes,
         trainable=sum(v.numel() for v in parameters if v.requires_grad),
         parameter_bytes=sum(v.numpy().nbytes for v in parameters),
-        buffer_bytes=sum(v.numpy().nbytes for _, v in variables if v.role == "buffer"),
+        buffer_bytes=sum(v.numpy().nbytes for v in buffers),
     )
 
 
@@ -259,17 +259,21 @@ class _Shapes:
     def of(self, region: Mapping[Node, None]) -> tuple[str, str]:
         """Shapes of the first value that a region reads, and of the last that it gives."""
         own = [node for node in region if node in self._computed]
-        read = [s for node in own for s in node.inputs if self._comes_in(s, region)]
+        read = [s for node in own for s in self._coming_in(node, region)]
         given = [n for n in region if n in self._ends or set(self._users[n]) - region.keys()]
         given = [node for node in given if _memory(node) in self._computed]
         ends = [*(node.shape for node in read[:1]), *(node.shape for node in given[-1:])]
         first, last = map(shape_text, ends) if len(ends) == 2 else ("", "")
         return first, last
 
-    def _comes_in(self, node: Node, region: Mapping[Node, None]) -> bool:
-        memory = _memory(node)
-        value = memory in self._computed or memory.op.name == "input"
-        return value and (node not in region or node.op.name == "input")
+    def _coming_in(self, node: Node, region: Mapping[Node, None]) -> Iterator[Node]:
+        """What a node reads of values from outside, as they are there."""
+        for source in node.inputs:
+            while source in region and source.op.name == "reshape":
+                source = source.inputs[0]
+            given = source.op.name == "input"
+            if given or (source not in region and _memory(source) in self._computed):
+                yield source
 
 
 def _layer(

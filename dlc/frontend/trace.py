@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,7 +84,7 @@ def trace(function: Callable[..., Any], *specs: Any, **named_specs: Any) -> Trac
     graph = Graph(
         outputs=(*results, *updates.values()),
         inputs=inputs,
-        output_names=tuple(names),
+        output_names=_distinct(names),
         aliases=dict(enumerate(updates, start=len(results))),
         name=_graph_name(function),
     )
@@ -195,6 +196,18 @@ def _output_names(structure: Structure) -> list[str]:
     if structure.kind == "dict":
         return structure.paths()
     return [f"output{path}" for path in structure.paths()]
+
+
+def _distinct(names: Iterable[str]) -> tuple[str, ...]:
+    """The names, with a number where one was there already: a key may look like a path."""
+    found: dict[str, None] = {}
+    for name in names:
+        number = itertools.count(1)
+        own = name
+        while own in found:
+            own = f"{name}_{next(number)}"
+        found[own] = None
+    return tuple(found)
 
 
 def _graph_name(function: Callable[..., Any]) -> str:

@@ -71,7 +71,7 @@ class Graph:
         for node in (*self.inputs, *self.parameters):
             for size in node.shape:
                 found |= dims(size)
-        return sorted(found, key=lambda dim: dim.name)
+        return sorted(found, key=lambda dim: (dim.name, dim.min, dim.max))
 
     def users(self) -> dict[Node, list[Node]]:
         """The nodes that read each node, in topological order (graph outputs are no users)."""

@@ -180,7 +180,7 @@ def run(
             _check_step(step, graph, after, check)
         graph = after
     report = Report(tuple(steps))
-    _log.log(TIMINGS, "%s", report)
+    _log.log(TIMINGS, "passes:\n%s", report)
     return graph, report
 
 

@@ -18,6 +18,7 @@ pool         pooling and its gradients
 adaptive     average pooling to a given size
 norm         batch and layer norm
 packed       forms of contractions that kernels compute, and the packing of weights
+winograd     3x3 convolution with fewer multiplications
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ FAMILIES = (
     "adaptive",
     "norm",
     "packed",
+    "winograd",
 )
 
 

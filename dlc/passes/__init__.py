@@ -142,7 +142,7 @@ def _pass(name: str, options: str) -> Pass:
     if name not in known:
         names = [*known, *_levels()]
         near = difflib.get_close_matches(name, names, 1)
-        advice = f"; did you mean {near[0]!r}?" if near else ""
+        advice = f"; did you mean {near[0]!r}?" if near else "."
         raise ArgumentError(f"there is no pass {name!r}{advice} The passes are {', '.join(names)}")
     given = _options(name, options)
     defaults = {field.name: field.default for field in fields(known[name])}

@@ -19,11 +19,14 @@ from dlc.ir.plan import Layout
 from dlc.ir.schedule import Group
 from dlc.ir.sizes import Size
 
+#: The contraction whose store can take the maximum of each 2x2, but reads no operand as large as
+#: its result.
+POOLS_AT_STORE = "conv2d_planes"
 #: Ops whose elements lie where data says: their source must be in memory, everything else about
 #: them is a loop.
-#: The contraction whose store can take the maximum of each 2x2.
-POOLS_AT_STORE = "conv2d_planes"
 INDIRECT = ("take", "gather")
+#: Leaves that are computed where they are read.
+COMPUTED = ("iota", "size")
 _READS_MEMORY = (Kind.CONTRACT, Kind.WINDOW, Kind.OPAQUE, Kind.SCAN)
 
 
@@ -137,7 +140,9 @@ class _Fusion:
             if node.op.kind is Kind.REDUCE and node not in self.home:
                 self._open(node, self._store_chain(node))
         for node in backward:
-            if node not in self.home and node.op.kind is not Kind.LEAF:
+            if node not in self.home and (
+                node.op.kind is not Kind.LEAF or self._must_be_written(node)
+            ):
                 self._inline_or_open(node)
         return self._ordered()
 
@@ -178,6 +183,8 @@ class _Fusion:
 
     def _store_operands(self, anchor: Node, user: Node, value: Node) -> bool:
         """Whether the other operands of ``user`` can be read where ``anchor`` stores an element."""
+        if anchor.op.kind in (Kind.OPAQUE, Kind.SCAN):
+            return False
         if anchor.op.kind is not Kind.CONTRACT:
             return True
         others = [source for source in user.inputs if source is not value]
@@ -191,11 +198,10 @@ class _Fusion:
         """
         if operand.op.name == "constant" and operand.tensor_type.count == 1:
             return True
-        same = (
-            operand.shape == value.shape
-            and self.layouts[operand].order == self.layouts[value].order
-        )
-        return same or is_column(operand, value)
+        if is_column(operand, value):
+            return True
+        same = operand.shape == value.shape and anchor.op.name != POOLS_AT_STORE
+        return same and self.layouts[operand].order == self.layouts[value].order
 
     def _row_cluster(self, root: Node) -> None:
         """Open a kernel of several reductions over the same axes with the pointwise work between,
@@ -226,6 +232,10 @@ class _Fusion:
             self.home[node] = roots
         else:
             self._open(node, [node])
+
+    def _must_be_written(self, leaf: Node) -> bool:
+        """Whether a leaf that has no memory of its own needs some."""
+        return leaf.op.name in COMPUTED and (leaf in self.ends or self._needs_memory(leaf))
 
     def _needs_memory(self, node: Node) -> bool:
         """Whether some reader takes the value from memory, or it is a change of shape that costs

@@ -17,10 +17,11 @@ from dlc.ir.node import Node, apply
 from dlc.ir.op import Kind
 from dlc.ir.plan import Layout
 from dlc.ir.rewrite import Journal
+from dlc.ops.winograd import overhang
 
 CHANNELS_LAST = (0, 2, 3, 1)
 PLANES = (0, 1, 2, 3)
-CONVOLUTIONS = ("conv2d_direct", "conv2d_planes", "conv2d_depthwise")
+CONVOLUTIONS = ("conv2d_direct", "conv2d_planes", "conv2d_depthwise", "conv2d_winograd")
 NO_HALO = ((0, 0),) * 4
 
 Halo = tuple[tuple[int, int], ...]
@@ -103,7 +104,11 @@ def _need(node: Node, operand: int) -> tuple[tuple[int, ...], Halo] | None:
     if operand == 0 and node.op.name in CONVOLUTIONS:
         planes = node.op.name == "conv2d_planes" or node.attrs.get("planes")
         order = PLANES if planes else CHANNELS_LAST
-        return order, ((0, 0), (0, 0), *node.attrs["padding"])
+        reach = node.attrs["padding"]
+        if node.op.name == "conv2d_winograd":  # its tiles reach beyond the padding
+            beyond = (overhang(size, node.attrs["m"]) for size in node.shape[2:])
+            reach = tuple((low, high + more) for (low, high), more in zip(reach, beyond))
+        return order, ((0, 0), (0, 0), *reach)
     return None
 
 

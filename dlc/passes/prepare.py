@@ -7,6 +7,7 @@ parameters, by kernels compiled like any other, and cost nothing in a call.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, replace
 
 from dlc.ir.graph import Graph, is_parametric
@@ -42,7 +43,9 @@ def split(graph: Graph) -> Split:
         and hasattr(node.type, "shape")
         and (node in ends or not made.issuperset(users[node]))
     ]
-    names = {node: f"prepared{i}" for i, node in enumerate(crossing)}
+    taken = {node.name for node in graph.nodes if node.op.kind is Kind.LEAF}
+    fresh = (name for i in itertools.count() if (name := f"prepared{i}") not in taken)
+    names = dict(zip(crossing, fresh))
 
     def leaf(node: Node, _: tuple[Node, ...]) -> Node | None:
         if node in names:

@@ -34,9 +34,12 @@ def _scheduled(graph: Graph, role: str) -> Schedule:
 
 
 def _placed(schedule: Schedule, offsets: dict[str, int]) -> Schedule:
-    """The schedule with its prepared buffers at their offsets."""
+    """The schedule with its prepared buffers at their offsets; `main` has them as parameters."""
+    roles = (PREPARED, "parameter")
     buffers = {
-        node: replace(b, role=PREPARED, offset=offsets[b.name]) if b.name in offsets else b
+        node: replace(b, role=PREPARED, offset=offsets[b.name])
+        if b.role in roles and b.name in offsets
+        else b
         for node, b in schedule.buffers.items()
     }
     return replace(schedule, buffers=buffers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
@@ -98,6 +99,7 @@ class Executable:
         self._flatten, self._finish, self._newest = flatten, finish, newest
         self._flat = flat  # arrays by position in, one array out
         self._profiler = profiler
+        self._lock = threading.Lock()
         self._seen = -1
         self._versions: tuple[int, ...] | None = None
 
@@ -128,8 +130,7 @@ class Executable:
                 return outputs[0]
         arrays = self._flatten(args, kwargs)
         if newest != self._seen:
-            self._follow()
-            self._seen = newest
+            self._follow(newest)
         return self._finish(self._runner(*arrays))
 
     def profile(self, *args: Any, repeats: int | None = None, **kwargs: Any) -> Profile:
@@ -164,12 +165,18 @@ class Executable:
         """Keep the present values of the parameters, whatever becomes of the model; what only they
         were needed for is let go.
         """
-        self._follow()
-        self._sources, self._newest, self._seen = {}, lambda: 0, 0
+        self._follow(0)
+        self._sources, self._newest = {}, lambda: 0
 
-    def _follow(self) -> None:
-        """Hand new parameter values to the runner, if any has changed."""
-        versions = tuple(source.version for source in self._sources.values())
-        if versions != self._versions:
-            self._runner.refresh({name: source.numpy() for name, source in self._sources.items()})
-            self._versions = versions
+    def _follow(self, newest: int) -> None:
+        """Hand new parameter values to the runner, if any has changed up to version ``newest``.
+
+        One thread at a time: values that came later must not be followed by earlier ones.
+        """
+        with self._lock:
+            versions = tuple(source.version for source in self._sources.values())
+            if versions != self._versions:
+                values = {name: source.numpy() for name, source in self._sources.items()}
+                self._runner.refresh(values)
+                self._versions = versions
+            self._seen = newest

@@ -167,7 +167,8 @@ class Profile:
         return [*words, rate, percent(kernel.share)]
 
     def _totals(self) -> list[str]:
-        nbytes, rate = sum(k.bytes for k in self.kernels), self.flops / self.seconds
+        nbytes = sum(kernel.bytes for kernel in self.kernels)
+        rate = self.flops / max(self.seconds, 1e-9)
         return [
             f"{len(self.kernels)} kernels",
             duration(self.seconds),
@@ -255,9 +256,8 @@ class _Stamped:
     def __init__(self, runner: _Runner, stamp: int, arrays: Sequence[Array]) -> None:
         self._words, self._keep = runner.frame(arrays)
         self._pool, self.threads = runner.pool, int(self._words[frame.THREADS])
-        steps = self._words[frame.HEADER_WORDS :].reshape(-1)
         count = int(self._words[frame.STEP_COUNT])
-        steps = steps[: frame.STEP_WORDS * count].reshape(count, frame.STEP_WORDS)
+        words = self._words[frame.HEADER_WORDS :][: frame.STEP_WORDS * count]
         self._times = np.zeros(count + 2, np.int64)
         places = self._times.ctypes.data + 8 * np.arange(count + 2)
         self._places = places.astype(np.int64)  # the argument of each stamp
@@ -268,7 +268,7 @@ class _Stamped:
         self._table[stamps, frame.STEP_KERNEL] = stamp
         self._table[stamps, frame.STEP_ARGUMENTS] = addresses
         self._table[0, frame.STEP_FLAGS] = frame.BARRIER
-        self._table[2::2] = steps
+        self._table[2::2] = words.reshape(count, frame.STEP_WORDS)
         self._table[2::2, frame.STEP_FLAGS] = frame.BARRIER
         self._words[frame.STEP_COUNT] = len(self._table)
         self._words[frame.STEPS] = self._table.ctypes.data
@@ -300,7 +300,8 @@ def _repeated(run: Callable[[], Any], repeats: int | None) -> list[Any]:
     run()
     if repeats is not None:
         return [run() for _ in range(repeats)]
-    found, end = [], time.perf_counter() + SECONDS
+    found: list[Any] = []
+    end = time.perf_counter() + SECONDS
     while len(found) < FEWEST or time.perf_counter() < end:
         found.append(run())
     return found

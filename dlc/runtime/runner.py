@@ -14,8 +14,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from dlc.errors import DTypeError, IndexError, ShapeError
-from dlc.ir.plan import SLACK, Address, Buffer, Plan, Scratch, Step, align
+from dlc.errors import DTypeError, IndexError, ShapeError, explain
+from dlc.ir.plan import SITES, SLACK, Address, Buffer, Plan, Scratch, Step, align
 from dlc.ir.sizes import Dim, Poly, Size, bounds, dims, evaluate, shape_text
 from dlc.ir.types import ITEMSIZE
 from dlc.runtime import frame
@@ -28,8 +28,9 @@ Array: TypeAlias = "np.ndarray[Any, Any]"
 SHARED_FLOPS = 500_000
 #: Calls of fewer keep the GIL, which another thread would give back after milliseconds only.
 HELD_FLOPS = 5_000_000
-#: Bindings of dimensions whose frames are kept.
-KEPT_BINDINGS = 16
+#: Frames that are kept for later calls, and bytes of memory in them; the newest frame is kept
+#: whatever its size.
+KEPT_FRAMES, KEPT_BYTES = 32, 1 << 30
 
 
 class Memory:
@@ -74,6 +75,16 @@ class _State:
         self.prepared = Memory(prepared)
         self.idle: dict[tuple[int, ...], list[_Frame]] = {}
         self.fast: dict[tuple[int, ...], Fast] = {}
+        self.recent: Fast | None = None
+
+    def make_room(self, most: int) -> None:
+        """Let the oldest frames go, so that at most so many are left."""
+        while len(self.fast) + sum(map(len, self.idle.values())) > most:
+            frames = next(filter(None, self.idle.values()), None)
+            if frames:
+                frames.pop()
+            else:
+                del self.fast[next(iter(self.fast))]
 
 
 class Fast:
@@ -118,11 +129,6 @@ class Runner:
     constants : mapping of str to array
     entry : Linked, optional
         Holds the native entry, for `recent`.
-
-    Attributes
-    ----------
-    recent : Fast or None
-        Repeats the last call, if only arrays go in and out.
     """
 
     def __init__(
@@ -136,12 +142,21 @@ class Runner:
         self.plan, self.linked, self.pool = plan, linked, pool
         self._constants = constants
         self._entry = entry
-        self.recent: Fast | None = None
         self._lock = threading.Lock()
         self._state: _State | None = None
         self._read = _parameters_of(plan)
         self._specs = [plan.buffers[i] for i in plan.inputs]
         self._makers = [plan.buffers[i] for i in plan.outputs]
+        plain = len(set(self._makers)) == len(self._makers)
+        self._repeats = (
+            entry is not None and plain and all(b.role == "output" for b in self._makers)
+        )
+        self._kept = max(1, min(KEPT_FRAMES, KEPT_BYTES // max(1, arena_bytes(plan))))
+
+    @property
+    def recent(self) -> Fast | None:
+        """Repeats the last call with the parameters of now, if only arrays go in and out."""
+        return None if self._state is None else self._state.recent
 
     def bind(self, arrays: Sequence[Array]) -> dict[str, int]:
         """Check arguments against the plan's inputs and solve the named dimensions; raises before
@@ -158,12 +173,16 @@ class Runner:
                     f"{array.dtype.name}; "
                     f"convert it with {buffer.name}.astype('{buffer.type.dtype}')"
                 )
-            _bind_shape(buffer, array.shape, values)
+            _solve(buffer, array.shape, values)
         for dim in self.plan.dims:
             if dim.name not in values:
                 raise ShapeError(
                     f"no argument has the dimension {dim.name!r} alone, so its size is unknown"
                 )
+        for buffer, array in zip(self._specs, arrays, strict=True):
+            expected = tuple(evaluate(size, values) for size in buffer.type.shape)
+            if expected != array.shape:
+                raise ShapeError(_shape_message(buffer, array.shape, values))
         return values
 
     def refresh(self, parameters: Mapping[str, Array]) -> None:
@@ -171,9 +190,9 @@ class Runner:
         state = _State(parameters, self.plan.prepared)
         if self.plan.prepare:
             values = {dim.name: dim.max for dim in self.plan.dims}
-            self._run(self._frame(state, self.plan.prepare, values), self.plan.prepare)
+            self._run(self._frame(state, self.plan.prepare, values), values)
         state.parameters = {name: parameters[name] for name in self._read}
-        self._state, self.recent = state, None
+        self._state = state
 
     def __call__(self, *arrays: Array) -> list[Array]:
         """Outputs as fresh arrays, in the plan's order."""
@@ -186,12 +205,15 @@ class Runner:
         leased = self._lease(state, key, values)
         _patch(leased, sources, fresh)
         try:
-            self._run(leased, self.plan.main)
+            self._run(leased, values)
         finally:
-            self._release(state, key, leased)
-        self.recent = self._fast(state, key, values)
+            self._release(state, key, leased, values)
         given = dict(zip(self.plan.input_names, sources, strict=True))
-        return [self._result(buffer, fresh, given, state) for buffer in self._makers]
+        results: list[Array] = []
+        for number, buffer in enumerate(self._makers):
+            result = self._result(buffer, fresh, given, state)
+            results.append(result.copy() if buffer in self._makers[:number] else result)
+        return results
 
     def frame(self, arrays: Sequence[Array]) -> tuple[Array, object]:
         """The words of a call of its own, ready to run, and what must live as long."""
@@ -222,51 +244,50 @@ class Runner:
         held = {"input": given, "parameter": state.parameters, "constant": self._constants}
         return np.array(held[buffer.role][buffer.name])
 
-    def _fast(self, state: _State, key: tuple[int, ...], values: Mapping[str, int]) -> Fast | None:
-        """The fast form of calls with these sizes, made once and kept."""
-        names = [buffer.name for buffer in self._makers]
-        plain = len(set(names)) == len(names) and all(b.role == "output" for b in self._makers)
-        if self._entry is None or not plain:
-            return None
-        if key not in state.fast:
-            if len(state.fast) >= KEPT_BINDINGS:
-                state.fast.clear()
-            made = self._frame(state, self.plan.main, values)
-            patches: dict[int, list[tuple[int, int]]] = {}
-            for word, number, offset in made.patches:
-                patches.setdefault(number, []).append((word, offset))
-            arguments = [
-                Argument(
-                    buffer.type.dtype,
-                    tuple(evaluate(size, values) for size in buffer.type.shape),
-                    patches.get(number, []),
-                    buffer.role == "output",
-                )
-                for number, buffer in enumerate((*self._specs, *self._makers))
-            ]
-            long = self._flops(values) > HELD_FLOPS
-            entry = make_entry(
-                self._entry,
-                self.pool,
-                made.address,
-                arguments,
-                keep=(made, state),
-                release_gil=long,
+    def _fast(self, state: _State, made: _Frame, values: Mapping[str, int]) -> Fast:
+        """The fast form of calls with these sizes, which takes over a frame."""
+        patches: dict[int, list[tuple[int, int]]] = {}
+        for word, number, offset in made.patches:
+            patches.setdefault(number, []).append((word, offset))
+        arguments = [
+            Argument(
+                buffer.type.dtype,
+                tuple(evaluate(size, values) for size in buffer.type.shape),
+                patches.get(number, []),
+                buffer.role == "output",
             )
-            outputs = [(a.shape, np.dtype(a.dtype)) for a in arguments if a.writable]
-            state.fast[key] = Fast(entry, outputs, made.words)
-        return state.fast[key]
+            for number, buffer in enumerate((*self._specs, *self._makers))
+        ]
+        assert self._entry is not None
+        entry = make_entry(
+            self._entry,
+            self.pool,
+            made.address,
+            arguments,
+            keep=(made, self.linked, state.prepared, state.parameters),  # no way back to the entry
+            release_gil=self._flops(values) > HELD_FLOPS,
+        )
+        outputs = [(a.shape, np.dtype(a.dtype)) for a in arguments if a.writable]
+        return Fast(entry, outputs, made.words)
 
     def _flops(self, values: Mapping[str, int]) -> int:
         return sum(evaluate(step.flops, values) for step in self.plan.main)
 
-    def _run(self, leased: _Frame, steps: Sequence[Step]) -> None:
+    def _run(self, leased: _Frame, values: Mapping[str, int]) -> None:
         leased.words[frame.ERROR] = 0
         self.pool.call(leased.address)
-        site = int(leased.words[frame.ERROR])
-        if site:
-            position = int(leased.words[frame.ERROR_POSITION])
-            raise IndexError(f"{steps[site - 1].label}: the index {position} is out of range")
+        code = int(leased.words[frame.ERROR])
+        if code:
+            got = int(leased.words[frame.ERROR_POSITION])
+            raise IndexError(self._index_message(code, got, values))
+
+    def _index_message(self, code: int, got: int, values: Mapping[str, int]) -> str:
+        """Which op met an index out of range, where among its indices, and what was expected."""
+        site, position = self.plan.sites[code % SITES - 1], code // SITES
+        shape = tuple(evaluate(size, values) for size in site.shape)
+        place = tuple(int(i) for i in np.unravel_index(position, shape))
+        expected = f"indices from 0 to {evaluate(site.extent, values) - 1}"
+        return explain(site.op, expected, f"{got} at {place}", where=site.module)
 
     def _lease(self, state: _State, key: tuple[int, ...], values: Mapping[str, int]) -> _Frame:
         with self._lock:
@@ -275,11 +296,17 @@ class Runner:
                 return idle.pop()
         return self._frame(state, self.plan.main, values)
 
-    def _release(self, state: _State, key: tuple[int, ...], leased: _Frame) -> None:
+    def _release(
+        self, state: _State, key: tuple[int, ...], leased: _Frame, values: Mapping[str, int]
+    ) -> None:
+        """Keep a frame: in the fast form of such calls, or for whoever comes while that is busy."""
         with self._lock:
-            if key not in state.idle and len(state.idle) >= KEPT_BINDINGS:
-                state.idle.pop(next(iter(state.idle)))
-            state.idle.setdefault(key, []).append(leased)
+            if self._repeats and key not in state.fast:
+                state.fast[key] = self._fast(state, leased, values)
+            else:
+                state.idle.setdefault(key, []).append(leased)
+            state.make_room(self._kept)
+            state.recent = state.fast.get(key)
 
     def _frame(self, state: _State, steps: Sequence[Step], values: Mapping[str, int]) -> _Frame:
         count = sum(len(step.args) for step in steps)
@@ -295,9 +322,9 @@ class Runner:
         words[frame.STEPS] = memory.address + 8 * frame.HEADER_WORDS
         alone = self._flops(values) < SHARED_FLOPS
         words[frame.THREADS] = 1 if alone else self.pool.threads
-        numbers = {
-            name: i for i, name in enumerate((*self.plan.input_names, *self._output_names()))
-        }
+        given = [("input", name) for name in self.plan.input_names]
+        filled = dict.fromkeys(("output", b.name) for b in self._makers if b.role == "output")
+        numbers = {key: i for i, key in enumerate((*given, *filled))}
         at = start
         for i, step in enumerate(steps):
             row = frame.HEADER_WORDS + frame.STEP_WORDS * i
@@ -309,9 +336,6 @@ class Runner:
                 at += 1
         return made
 
-    def _output_names(self) -> list[str]:
-        return list(dict.fromkeys(b.name for b in self._makers if b.role == "output"))
-
     def _word(
         self,
         arg: Any,
@@ -319,7 +343,7 @@ class Runner:
         made: _Frame,
         state: _State,
         values: Mapping[str, int],
-        numbers: Mapping[str, int],
+        numbers: Mapping[tuple[str, str], int],
     ) -> int:
         if isinstance(arg, Scratch):
             return made.scratch.address
@@ -328,7 +352,7 @@ class Runner:
         buffer = self.plan.buffers[arg.buffer]
         offset = evaluate(arg.elements, values) * ITEMSIZE[buffer.type.dtype]
         if buffer.role in ("input", "output"):
-            made.patches.append((at, numbers[buffer.name], offset))
+            made.patches.append((at, numbers[buffer.role, buffer.name], offset))
             return 0
         return self._base(buffer, made, state) + offset
 
@@ -364,23 +388,29 @@ def _words_at(memory: Memory, count: int) -> Array:
     return words
 
 
-def _bind_shape(buffer: Buffer, shape: tuple[int, ...], values: dict[str, int]) -> None:
+def _solve(buffer: Buffer, shape: tuple[int, ...], values: dict[str, int]) -> None:
+    """Bind the dimensions that are a size of an argument by themselves."""
     expected = buffer.type.shape
-    text = f"the argument {buffer.name!r} expects shape {shape_text(expected)}, got {shape}"
     if len(expected) != len(shape):
-        raise ShapeError(text)
+        raise ShapeError(_shape_message(buffer, shape, values))
     for size, came in zip(expected, shape, strict=True):
         dim = _single(size)
         if dim is not None and dim.name not in values:
             if not dim.min <= came <= dim.max:
+                text = _shape_message(buffer, shape, values)
                 raise ShapeError(
-                    f"{text}: {dim.name} is declared as {dim.min}..{dim.max}; compile with a wider "
-                    f"Dim"
+                    f"{text}: {dim.name} is declared as {dim.min}..{dim.max}; "
+                    "compile with a wider Dim"
                 )
             values[dim.name] = came
-    for size, came in zip(expected, shape, strict=True):
-        if all(d.name in values for d in dims(size)) and evaluate(size, values) != came:
-            raise ShapeError(text)
+
+
+def _shape_message(buffer: Buffer, shape: tuple[int, ...], values: Mapping[str, int]) -> str:
+    expected = buffer.type.shape
+    text = f"the argument {buffer.name!r} expects shape {shape_text(expected)}, got {shape}"
+    bound = {dim.name for size in expected for dim in dims(size)} & values.keys()
+    known = " and ".join(f"{name} is {values[name]}" for name in sorted(bound))
+    return f"{text}, where {known}" if known else text
 
 
 def _single(size: Size) -> Dim | None:
@@ -393,8 +423,12 @@ def _single(size: Size) -> Dim | None:
 
 
 def _readable(array: Array) -> Array:
-    """The array itself if it is C-contiguous and aligned, else a copy that is."""
-    return array if array.flags.c_contiguous and array.flags.aligned else np.array(array, order="C")
+    """The array itself if kernels can read it (C-contiguous, aligned, in this machine's byte
+    order), else a copy that they can.
+    """
+    if array.flags.c_contiguous and array.flags.aligned and array.dtype.isnative:
+        return array
+    return array.astype(array.dtype.newbyteorder("="), order="C")
 
 
 def arena_bytes(plan: Plan) -> int:

@@ -35,11 +35,11 @@ def count(requested: int | None = None) -> int:
     Raises
     ------
     ArgumentError
-        When `requested` is less than 1.
+        When `requested` is no integer of at least 1.
     OptionError
         When an environment variable holds no number of threads.
     """
-    if requested is not None and requested < 1:
+    if requested is not None and not (isinstance(requested, int) and requested >= 1):
         raise ArgumentError(explain("threads", "an integer of at least 1", repr(requested)))
     wanted = requested or config.get("num_threads") or config.get("omp_num_threads")
     return min(wanted, allowed()) if wanted else allowed()

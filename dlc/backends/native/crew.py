@@ -28,6 +28,7 @@ from typing import Any, BinaryIO
 from dlc.backends.native.frontend import Extern, Param, lower
 from dlc.backends.native.isa import LEVELS
 from dlc.backends.native.objects import build
+from dlc.debug import LLVM, setup
 from dlc.errors import CompileError
 
 logger = logging.getLogger("dlc.backends.native")
@@ -72,6 +73,7 @@ class Job:
             return made
         if self.params is not None:
             text = lower(text, self.name, self.params, isa, self.externs)
+        logger.log(LLVM, "%s", text)
         externs = [extern.name for extern in self.externs]
         return build(text, [self.name], isa, externs, speed=self.speed)
 
@@ -185,6 +187,7 @@ def _help() -> None:
     """Serve jobs until the pipe closes; an empty answer means that a job failed."""
     jobs, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever prints must not reach the pipe
+    setup()
     while True:
         try:
             job = Job.from_json(_read(jobs).decode())

@@ -14,13 +14,16 @@ from textwrap import indent
 from dlc.backends.native.frontend import Param
 from dlc.backends.native.isa import Isa
 from dlc.backends.numba_cpu.kernel import Kernel, Sizes, make_kernel
+from dlc.backends.numba_cpu.packing import fill_panel
 from dlc.backends.numba_cpu.tiles import CHAIN, PANEL, Tile
 from dlc.backends.numba_cpu.vectors import BYTES, PLAIN, Epilogue
 from dlc.errors import CompileError
 from dlc.ir.sizes import Size
 
-#: Rows of the result that are computed for all columns before the next ones are.
+#: Rows of the result that are computed for all columns before the next ones are: so many, or one
+#: for every `STRETCH` products of a sum, as the more weights there are, the more use of each pays.
 BLOCK = 56
+STRETCH = 8
 #: Rows that lie a multiple of this many bytes apart evict each other from a first-level cache of
 #: eight ways; `FEW` of them fit.
 ALIAS = 4096
@@ -50,12 +53,17 @@ class Contraction:
     vectors : tuple of int
         Widths of its tiles in vectors, the widest first; `tile_vectors` says which ones suit a
         number of columns. Results do not depend on it.
+    packs : bool
+        w is a matrix with any strides, w_column and w_depth, rather than panels; each thread packs
+        the panels that it reads, where no later call would find them. For outer = inner = 1. A
+        parameter `scratch` follows the operands, of `scratch_elements` for each thread.
     """
 
     isa: Isa
     dtype: str
     epilogue: Epilogue = PLAIN
     vectors: tuple[int, ...] = (2,)
+    packs: bool = False
 
     @property
     def tiles(self) -> tuple[Tile, ...]:
@@ -67,7 +75,8 @@ class Contraction:
         """Names of the integer parameters."""
         names = ["groups", "images", "height", "width", "columns"]
         names += ["outer", "outer_step", "inner", "inner_step", "depth"]
-        names += [*_strides("x"), "w_group", *_strides("y")]
+        names += [*_strides("x"), "w_group", *(["w_column", "w_depth"] if self.packs else [])]
+        names += _strides("y")
         for operand in self.epilogue.operands:
             full = operand.kind == "full"
             names += _strides(operand.name) if full else [f"{operand.name}_group"]
@@ -79,6 +88,7 @@ class Contraction:
         pointers = ["x", "w", "y", *(operand.name for operand in self.epilogue.operands)]
         # A full operand may be y itself.
         params = [Param(name, f"{self.dtype}*", noalias=False) for name in pointers]
+        params += [Param("scratch", f"{self.dtype}*")] if self.packs else []
         params += [Param(name, "int64") for name in self.sizes]
         return make_kernel("contract", _body(self), params, self.tiles)
 
@@ -97,6 +107,11 @@ def tile_vectors(isa: Isa, dtype: str, columns: Size) -> tuple[int, ...]:
     return (2, 1) if 0 < columns % (2 * lanes) <= lanes else (2,)
 
 
+def scratch_elements(depth: Size) -> Size:
+    """Elements of scratch memory for each thread of a contraction that packs."""
+    return depth * PANEL
+
+
 def matmul_sizes(
     epilogue: Epilogue,
     *,
@@ -106,9 +121,10 @@ def matmul_sizes(
     batch: Size = 1,
     x_strides: tuple[Size, Size] | None = None,
     y_strides: tuple[Size, Size] | None = None,
+    w_strides: tuple[Size, Size, Size] | None = None,
     fulls: Mapping[str, tuple[Size, Size]] | None = None,
 ) -> Sizes:
-    """Sizes of y[b, m, n] = sum over k of x[b, m, k] w[b, k, n], w in panels.
+    """Sizes of y[b, m, n] = sum over k of x[b, m, k] w[b, k, n].
 
     Parameters
     ----------
@@ -118,6 +134,8 @@ def matmul_sizes(
         M, N, K and B. Weights that all batches share have `w_group` 0.
     x_strides, y_strides : tuple of Size, optional
         Of batch and row; by default x and y are contiguous.
+    w_strides : tuple of Size, optional
+        Of batch, k and n, for a contraction that packs; by default w lies in panels.
     fulls : mapping of str to tuple of Size, optional
         The same of each full operand; by default those of y.
     """
@@ -126,7 +144,8 @@ def matmul_sizes(
     y = y_strides or (rows * columns, columns)
     sizes: Sizes = {"groups": batch, "images": 1, "height": 1, "width": rows, "columns": columns}
     sizes |= {"outer": 1, "outer_step": 0, "inner": 1, "inner_step": 0, "depth": depth}
-    sizes |= {"w_group": panels * depth * PANEL}
+    w = w_strides or (panels * depth * PANEL, PANEL, 1)
+    sizes |= dict(zip(("w_group", "w_depth", "w_column"), w))
     sizes |= {f"{operand.name}_group": 0 for operand in epilogue.columns}
     places = {operand.name: (fulls or {}).get(operand.name, y) for operand in epilogue.fulls}
     for name, (group, row) in ({"x": x, "y": y} | places).items():
@@ -231,11 +250,10 @@ def _body(contraction: Contraction) -> str:
     tiles = div(pixels + most - 1, most) if pixels > 0 else 1
     size = div(pixels, tiles)
     longer = pixels - size * tiles
-    blocks = div(tiles * most + {BLOCK - 1}, {BLOCK})
+{_blocks(contraction)}
     parts = div(columns + {tile.columns - 1}, {tile.columns})
     chains = div(depth + {CHAIN - 1}, {CHAIN}) if depth > 0 else 1
     chunk = div(depth + chains - 1, chains)
-    panel = outer * inner * depth * {PANEL}
 {_tables(tables, tile.rows)}
     # Units of work, one tile each, in the order of the loops; every thread takes equally many.
     units = groups * parts * tiles if pixels > 0 else 0
@@ -256,8 +274,7 @@ def _body(contraction: Contraction) -> str:
                     column = part * {tile.columns}
                     count = columns - column
                     count = count if count < {tile.columns} else {tile.columns}
-                    place = div(column, {PANEL}) * panel + mod(column, {PANEL})
-                    weights = at(w, g * w_group + place)
+{_weights(contraction)}
                     pixel = low * size + (low if low < longer else longer)
                     line = div(pixel, width)
                     n = div(line, height)
@@ -277,6 +294,47 @@ def _body(contraction: Contraction) -> str:
                                 h = 0
                                 n += 1
 """
+
+
+def _blocks(contraction: Contraction) -> str:
+    """Into how many blocks the tiles are cut."""
+    if contraction.packs:
+        text = """\
+# One block, so that each panel is packed once, by the thread that reads it.
+blocks = 1
+packed = at(scratch, thread * depth * {PANEL})
+held = i64(-1)
+"""
+    else:
+        text = """\
+stretch = div(outer * inner * depth, {STRETCH})
+stretch = stretch if stretch > {BLOCK} else {BLOCK}
+blocks = div(tiles * most + stretch - 1, stretch)
+panel = outer * inner * depth * {PANEL}
+"""
+    return indent(text.format(PANEL=PANEL, STRETCH=STRETCH, BLOCK=BLOCK).rstrip(), " " * 4)
+
+
+def _weights(contraction: Contraction) -> str:
+    """Find the weights of a part, or pack them."""
+    if not contraction.packs:
+        text = f"""\
+place = div(column, {PANEL}) * panel + mod(column, {PANEL})
+weights = at(w, g * w_group + place)"""
+        return indent(text, " " * 20)
+    text = f"""\
+panel = div(column, {PANEL})
+number = g * div(columns + {PANEL - 1}, {PANEL}) + panel
+if held != number:
+    held = number
+    steps = depth
+    place = i64(0)
+    origin = g * w_group + panel * {PANEL} * w_column
+    filled = columns - panel * {PANEL}
+    filled = filled if filled < {PANEL} else {PANEL}
+{fill_panel("packed", "w", 1)}\
+weights = at(packed, mod(column, {PANEL}))"""
+    return indent(text, " " * 20)
 
 
 def _tables(names: Iterable[str], rows: int) -> str:

@@ -15,8 +15,9 @@ from dlc.backends.numba_cpu.contract import Contraction, conv2d_sizes, matmul_si
 from dlc.backends.numba_cpu.depthwise import Depthwise, DepthwiseTile, depthwise_sizes
 from dlc.backends.numba_cpu.kernel import Kernel, Sizes
 from dlc.backends.numba_cpu.planes import Planes, PlanesTile
-from dlc.backends.numba_cpu.vectors import Epilogue, Operand
-from dlc.backends.numba_cpu.writer import KernelSource, Value, literal, scalar_text
+from dlc.backends.numba_cpu.vectors import BYTES, Epilogue, Operand
+from dlc.backends.numba_cpu.winograd import Winograd, winograd_sizes
+from dlc.backends.numba_cpu.writer import SCRATCH, KernelSource, Value, literal, scalar_text
 from dlc.ir.node import Node
 from dlc.ir.op import Kind
 from dlc.ir.plan import Layout
@@ -37,6 +38,7 @@ def contract_kernel(group: Group, layouts: Layouts, isa: Isa) -> KernelSource:
         "x": Value(x, start),
         "w": Value(w),
         "y": Value(group.outputs[0]),
+        "scratch": SCRATCH,
         **sizes,
     }
     named |= {name: Value(node) for name, node in operands.items()}
@@ -44,8 +46,9 @@ def contract_kernel(group: Group, layouts: Layouts, isa: Isa) -> KernelSource:
     externs = tuple(tile.extern for tile in kernel.tiles)
     # Named by its form: a convolution and a matrix product share a kernel.
     stem = kernel.name.rsplit("_", 1)[0]
+    scratch = sizes.get("share", 0) * BYTES[group.anchor.dtype]
     return KernelSource(
-        kernel.name, kernel.source, kernel.params, args, externs, kernel.tiles, stem=stem
+        kernel.name, kernel.source, kernel.params, args, externs, kernel.tiles, scratch, stem
     )
 
 
@@ -158,6 +161,24 @@ def _planes(
     return Planes(tile, parts).kernel, sizes, as_size(line) * -top - left
 
 
+def _winograd(
+    group: Group, layouts: Layouts, isa: Isa, epilogue: Epilogue, operands: Operands
+) -> tuple[Kernel, Sizes, Size]:
+    node, out = group.anchor, group.outputs[0]
+    (x, w), attrs, shape = node.inputs, node.attrs, node.shape
+    winograd = Winograd(isa, node.dtype, attrs["m"], epilogue)
+    sizes = winograd_sizes(
+        winograd,
+        shape=(shape[0], shape[2], shape[3]),
+        columns=attrs["channels"],
+        depth=w.shape[2],
+        x_strides=_image_strides(x, layouts),
+        y_strides=_image_strides(out, layouts),
+        fulls=_fulls(epilogue, operands, layouts),
+    )
+    return winograd.kernel, sizes, _corner(x, layouts, attrs["padding"])
+
+
 def _matmul(
     group: Group, layouts: Layouts, isa: Isa, epilogue: Epilogue, operands: Operands
 ) -> tuple[Kernel, Sizes, Size]:
@@ -176,5 +197,6 @@ _KERNELS = {
     "conv2d_direct": _direct,
     "conv2d_planes": _planes,
     "conv2d_depthwise": _depthwise,
+    "conv2d_winograd": _winograd,
     "matmul_packed": _matmul,
 }

@@ -6,6 +6,8 @@ time; a transposed left side goes into rows, so that its sums run along contiguo
 
 from __future__ import annotations
 
+from textwrap import indent
+
 from dlc.backends.native.frontend import Param
 from dlc.backends.numba_cpu.kernel import Kernel, Sizes, make_kernel
 from dlc.backends.numba_cpu.tiles import PANEL
@@ -14,6 +16,32 @@ from dlc.ir.sizes import Size
 #: Elements of a row that are copied before the next row's: they and their targets fit the cache.
 PIECE = 64
 
+
+def fill_panel(target: str, source: str, level: int) -> str:
+    """Source that copies `steps` steps of the sum of `filled` columns into a panel, at a level.
+
+    It reads `source` from offset `origin` on, with strides {source}_depth and {source}_column,
+    writes `target` from offset `place` on, and zeros for the columns that there are not.
+    """
+    text = f"""\
+if {source}_column == 1 and filled == {PANEL}:
+    for c in range(steps):
+        for j in range({PANEL}):
+            {target}[place + c * {PANEL} + j] = {source}[origin + c * {source}_depth + j]
+else:
+    for near in range(0, steps, {PIECE}):
+        far = near + {PIECE} if near + {PIECE} < steps else steps
+        for j in range(filled):
+            for c in range(near, far):
+                taken = {source}[origin + j * {source}_column + c * {source}_depth]
+                {target}[place + c * {PANEL} + j] = taken
+        for j in range(filled, {PANEL}):
+            for c in range(near, far):
+                {target}[place + c * {PANEL} + j] = 0
+"""
+    return indent(text, " " * 4 * level)
+
+
 _PANELS = f"""\
     panels = div(columns + {PANEL - 1}, {PANEL})
     runs = outer * inner
@@ -21,29 +49,18 @@ _PANELS = f"""\
     units = groups * panels * runs * pieces
     for unit in range(div(units * thread, threads), div(units * (thread + 1), threads)):
         run = div(unit, pieces)
-        first = (unit - run * pieces) * {PIECE}
-        count = depth - first if depth - first < {PIECE} else {PIECE}
-        target = (run * depth + first) * {PANEL}
+        begin = (unit - run * pieces) * {PIECE}
+        steps = depth - begin if depth - begin < {PIECE} else {PIECE}
+        place = (run * depth + begin) * {PANEL}
         panel = div(run, runs)
         run = run - panel * runs
         group = div(panel, panels)
         column = (panel - group * panels) * {PANEL}
         a = div(run, inner)
         b = run - a * inner
-        source = group * x_group + column * x_column + a * x_outer + b * x_inner + first * x_depth
+        origin = group * x_group + column * x_column + a * x_outer + b * x_inner + begin * x_depth
         filled = columns - column if columns - column < {PANEL} else {PANEL}
-        if x_column == 1 and filled == {PANEL}:
-            for c in range(count):
-                for j in range({PANEL}):
-                    y[target + c * {PANEL} + j] = x[source + c * x_depth + j]
-        else:
-            for j in range(filled):
-                for c in range(count):
-                    y[target + c * {PANEL} + j] = x[source + j * x_column + c * x_depth]
-        for j in range(filled, {PANEL}):
-            for c in range(count):
-                y[target + c * {PANEL} + j] = 0
-"""
+{fill_panel("y", "x", 2)}"""
 
 _ROWS = f"""\
     lines = div(rows + {PIECE - 1}, {PIECE})

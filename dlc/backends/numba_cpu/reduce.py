@@ -1,9 +1,9 @@
 """Reductions, several in one kernel where they share their axes, and sliding windows.
 
 Sums are trees that the shape alone decides. Along the fastest dimension 16 lanes run over blocks of
-1024 elements, and the blocks are combined pairwise, as a binary counter carries; across it, up to
-64 neighbours are summed side by side, in runs of 256 that are added up. So the bits depend neither
-on the number of threads nor on the width of the machine's vectors.
+1024 elements; across it, up to 64 neighbours are summed side by side, in runs of 256. Blocks and
+runs are combined pairwise, as a binary counter carries. So the bits depend neither on the number of
+threads nor on the width of the machine's vectors.
 """
 
 from __future__ import annotations
@@ -89,6 +89,7 @@ class _ReduceWriter:
         if self.across:
             self.writer.line(f"part{i} = local({WIDTH}, {kind})")
             self.writer.line(f"total{i} = local({WIDTH}, {kind})")
+            self.writer.line(f"stack{i} = local({LEVELS * WIDTH}, {kind})")
         elif not _rule(node).position:
             self.writer.line(f"lanes{i} = local({LANES}, {kind})")
             self.writer.line(f"stack{i} = local({LEVELS}, {kind})")
@@ -118,18 +119,12 @@ class _ReduceWriter:
             extent = writer.size(self.reduced[-1].extent) if self.reduced else "1"
             with writer.block(f"for begin in range(0, {extent}, {BLOCK}):"):
                 self._block(i, node, extent, start)
-                self._push(i, node)
-        writer.line(f"r{i} = {start}")
-        writer.line("level = 0")
-        with writer.block(f"while count{i} > 0:"):
-            with writer.block(f"if mod(count{i}, 2) == 1:"):
-                writer.line(f"r{i} = {combine(node, f'stack{i}[level]', f'r{i}')}")
-            writer.line("level += 1")
-            writer.line(f"count{i} = div(count{i}, 2)")
+                self._push(i, node, f"lanes{i}[0]", f"stack{i}[level]")
+        self._combine_pushed(i, node, f"r{i}", f"stack{i}[level]")
         self._finish(i, node, f"r{i}")
 
     def _block(self, i: int, node: Node, extent: str, start: str) -> None:
-        """One block into lanes, and the lanes into ``s``."""
+        """One block into lanes, and the lanes into the first of them."""
         writer, lanes = self.writer, f"lanes{i}"
         var = self.reduced[-1].var.name if self.reduced else "unused"
         writer.line(f"stop = begin + {BLOCK}")
@@ -154,25 +149,41 @@ class _ReduceWriter:
                 )
             half //= 2
 
-    def _push(self, i: int, node: Node) -> None:
-        """Carry the block's result into the stack of partial results, as a binary counter does."""
+    def _push(self, i: int, node: Node, part: str, place: str, across: Loop | None = None) -> None:
+        """Carry a partial result into the stack of them, as a binary counter does; ``place`` is its
+        place at ``level``.
+        """
         writer = self.writer
-        writer.line(f"s = lanes{i}[0]")
         writer.line("level = 0")
         writer.line(f"carry = count{i}")
         with writer.block("while mod(carry, 2) == 1:"):
-            writer.line(f"s = {combine(node, f'stack{i}[level]', 's')}")
+            with self._lanes(across):
+                writer.line(f"{part} = {combine(node, place, part)}")
             writer.line("level += 1")
             writer.line("carry = div(carry, 2)")
-        writer.line(f"stack{i}[level] = s")
+        with self._lanes(across):
+            writer.line(f"{place} = {part}")
         writer.line(f"count{i} += 1")
+
+    def _combine_pushed(
+        self, i: int, node: Node, total: str, place: str, across: Loop | None = None
+    ) -> None:
+        """The total of the stack of partial results."""
+        writer = self.writer
+        with self._lanes(across):
+            writer.line(f"{total} = {neutral(_rule(node), self._held(node))}")
+        writer.line("level = 0")
+        with writer.block(f"while count{i} > 0:"):
+            with writer.block(f"if mod(count{i}, 2) == 1:"), self._lanes(across):
+                writer.line(f"{total} = {combine(node, place, total)}")
+            writer.line("level += 1")
+            writer.line(f"count{i} = div(count{i}, 2)")
 
     # Across the fastest dimension.
     def _columns(self, i: int, node: Node, across: Loop) -> None:
         writer, rule = self.writer, _rule(node)
-        start = neutral(rule, self._held(node))
-        with self._lanes(across):
-            writer.line(f"total{i}[lane] = {start}")
+        start, place = neutral(rule, self._held(node)), f"stack{i}[level * {WIDTH} + lane]"
+        writer.line(f"count{i} = 0")
         with self._nest(self.reduced[:-1]):
             run = self.reduced[-1] if self.reduced else None
             extent = writer.size(run.extent) if run else "1"
@@ -188,10 +199,8 @@ class _ReduceWriter:
                     writer.line(
                         f"part{i}[lane] = {combine(node, f'part{i}[lane]', self._element(node))}"
                     )
-                with self._lanes(across):
-                    writer.line(
-                        f"total{i}[lane] = {combine(node, f'total{i}[lane]', f'part{i}[lane]')}"
-                    )
+                self._push(i, node, f"part{i}[lane]", place, across)
+        self._combine_pushed(i, node, f"total{i}[lane]", place, across)
         with self._lanes(across):
             self._finish(i, node, f"total{i}[lane]")
             writer.line(f"total{i}[lane] = {writer.own[node]}")

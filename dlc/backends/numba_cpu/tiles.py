@@ -12,10 +12,10 @@ A tile computes, for its rows i and its columns j (`w` is packed in panels of 32
 Rows are given by tables of offsets, so that they may be anything: rows of a matrix, neighbouring
 pixels of a convolution, pixels on both sides of the end of an image's line.
 
-Order of the sum: chains of multiply-adds over at most `CHAIN` products in the order of a, b, c; the
+Order of the sum: chains of multiply-adds over at most `chain` products in the order of a, b, c; the
 chains are added one after the other. It depends on the sizes alone, so results have the same bits
 for every tile, block and number of threads, and on every level that has a fused multiply-add.
-Chains make the error grow with CHAIN rather than with the length of the sum.
+Chains make the error grow with their length rather than with that of the sum.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from dlc.backends.numba_cpu.vectors import (
 
 #: Columns of a panel of packed weights, whatever the level; narrow vectors read a part of one.
 PANEL = 32
-#: The longest chain of multiply-adds.
+#: The longest chain of multiply-adds, unless a tile says otherwise.
 CHAIN = 256
 #: Most rows of a tile. Two vectors of columns make twice as many accumulators; the other registers
 #: hold the columns' weights, a broadcast element and, without FMA, a product.
@@ -56,7 +56,7 @@ class Tile:
     In C: `void name(rows, columns, x, x_rows, w, y, y_rows, operands..., outer, outer_step, inner,
     inner_step, depth, chunk)`. `columns` may be fewer than the tile's: nothing beyond them is read
     of the operands, or written. A full operand is followed by its table of rows. A run along depth
-    is chained in pieces of `chunk`, at most `CHAIN`. No rows are allowed, and no products.
+    is chained in pieces of `chunk`, at most `chain`. No rows are allowed, and no products.
 
     Attributes
     ----------
@@ -66,12 +66,15 @@ class Tile:
     vectors : int
         Width in vectors: 2, or 1 for the ragged end of the columns.
     epilogue : Epilogue
+    chain : int
+        The longest chain of multiply-adds.
     """
 
     isa: Isa
     dtype: str
     vectors: int = 2
     epilogue: Epilogue = PLAIN
+    chain: int = CHAIN
 
     @property
     def rows(self) -> int:
@@ -87,7 +90,8 @@ class Tile:
     def name(self) -> str:
         """The symbol: level and shape in words, what else there is as a digest."""
         level = self.isa.name.replace("-", "_")
-        return f"tile_{level}_{self.rows}x{self.vectors}_{self.epilogue.digest(self.dtype)}"
+        digest = self.epilogue.digest(self.dtype, self.chain)
+        return f"tile_{level}_{self.rows}x{self.vectors}_{digest}"
 
     @property
     def params(self) -> tuple[Param, ...]:
@@ -192,7 +196,7 @@ class _Body(VectorFunction):
         b, arg = self.builder, self.arg
         rows = [self.row("x", i) for i in range(self.rows)]
         products = b.mul(b.mul(arg["outer"], arg["inner"]), arg["depth"])
-        chained = b.icmp_signed(">", products, word(CHAIN))  # more than one chain
+        chained = b.icmp_signed(">", products, word(self.tile.chain))  # more than one chain
         clear, start, run, last, add, finish = self.blocks(
             "clear", "start", "run", "last", "add", "finish"
         )
@@ -380,7 +384,7 @@ class _Place:
         """Whether the next chunk would make the chain too long."""
         left, chained = self.next[2], self.next[6]
         length = self.builder.add(chained, self._chunk(left))
-        return self.builder.icmp_signed(">", length, word(CHAIN))
+        return self.builder.icmp_signed(">", length, word(self.body.tile.chain))
 
     def go_on(self, block: ir.Block, chained: ir.Value | None = None) -> None:
         """To the next chunk, from `block`, the chain being `chained` long by now."""

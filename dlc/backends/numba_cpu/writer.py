@@ -42,12 +42,20 @@ class Start:
     node: Node
 
 
+@dataclass(frozen=True)
+class Where:
+    """A kernel argument: the number by which the kernel reports an error of an op."""
+
+    node: Node
+
+
 @dataclass(frozen=True, eq=False)
 class KernelSource:
     """A kernel before it is compiled, with what its parameters are in this place.
 
-    ``args`` are a `Value` or `Start`, a size, `HEADER` or `SCRATCH`; ``objects`` are native objects
-    that the kernel calls into. Its final name begins with ``stem``, or with what its group computes.
+    ``args`` are a `Value`, `Start` or `Where`, a size, `HEADER` or `SCRATCH`; ``objects`` are
+    native objects that the kernel calls into. Its final name begins with ``stem``, or with what its
+    group computes.
     """
 
     name: str

@@ -1,0 +1,243 @@
+"""Winograd convolution: the transforms, the kernel against its bound, where it is chosen, layouts."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from helpers.cases import constant, graph_of, param
+from helpers.native_kernels import LEVELS, bound, guarded, run
+
+from dlc.backends import reference
+from dlc.backends.native.isa import LEVELS as ALL_LEVELS
+from dlc.backends.native.python_twin import run as run_twin
+from dlc.backends.numba_cpu.vectors import Epilogue, Operand
+from dlc.backends.numba_cpu.winograd import Winograd, winograd_sizes
+from dlc.driver import compile, run_native
+from dlc.frontend import models, nn
+from dlc.ir import manager
+from dlc.ir.pattern import op
+from dlc.ir.sizes import Dim, as_size
+from dlc.ir.types import TensorType, tensor
+from dlc.ir.values import Check
+from dlc.ops import winograd as math
+from dlc.passes.layout import AssignLayouts, layouts
+from dlc.passes.select import SelectAlgorithms
+
+BIAS = Epilogue("relu(acc + bias)", (Operand("bias", "column"),))
+RESIDUAL = Epilogue(
+    "relu(acc + bias + shortcut)", (Operand("bias", "column"), Operand("shortcut", "full"))
+)
+SWISH = Epilogue("acc * sigmoid(acc) + shortcut", (Operand("shortcut", "full"),))
+ONE = ((1, 1), (1, 1))
+
+levels = pytest.mark.parametrize("isa", LEVELS, ids=lambda isa: isa.name)
+dtypes = pytest.mark.parametrize("dtype", ["float32", "float64"])
+sizes_of_tiles = pytest.mark.parametrize("m", [2, 4])
+
+
+# The mathematics.
+
+
+@sizes_of_tiles
+def test_the_matrices_convolve(rng, m):
+    """In one dimension: A^T (G w * B^T d) is the convolution of d and w."""
+    at, g, bt = math.matrices(m)
+    d, w = rng.standard_normal(m + 2), rng.standard_normal(3)
+    np.testing.assert_allclose(at @ ((g @ w) * (bt @ d)), np.correlate(d, w, "valid"), 1e-13)
+
+
+@sizes_of_tiles
+def test_constants_of_the_transforms_are_exact_in_float32(m):
+    at, _, bt = math.matrices(m)
+    for matrix in (at, bt, *(each.reshape(-1, 1) @ each.reshape(1, -1) for each in (at, bt))):
+        np.testing.assert_array_equal(matrix, matrix.astype(np.float32))
+
+
+@sizes_of_tiles
+def test_magnitude_is_at_least_the_direct_sum(rng, m):
+    x, w = rng.standard_normal((1, 3, 6, 7)), rng.standard_normal((2, 3, 3, 3))
+    direct = exact(np.abs(x), np.abs(w), ONE)
+    assert (math.magnitude(x, w, ONE, m) >= direct * (1 - 1e-12)).all()
+
+
+def exact(x, w, padding):
+    """A convolution in float64."""
+    pads = (*padding[1], *padding[0])
+    padded = torch.nn.functional.pad(torch.from_numpy(np.asarray(x, np.float64)), pads)
+    return torch.nn.functional.conv2d(padded, torch.from_numpy(np.asarray(w, np.float64))).numpy()
+
+
+# The kernel.
+
+
+class Case:
+    """One convolution: its arrays, the arguments of its kernel, and what it must give."""
+
+    def __init__(self, rng, isa, dtype, m, shape, channels, epilogue=RESIDUAL, block=28):
+        self.isa, self.winograd = isa, Winograd(isa, dtype, m, epilogue)
+        self.kernel = self.winograd.kernel
+        images, depth, height, width = shape
+        image = rng.standard_normal(shape).astype(dtype)
+        weights = rng.standard_normal((channels, depth, 3, 3)).astype(dtype)
+        self.acc = exact(image, weights, ONE).transpose(0, 2, 3, 1)
+        self.bias = rng.standard_normal(channels).astype(dtype)
+        self.shortcut = rng.standard_normal(self.acc.shape).astype(dtype)
+        size = math.magnitude(image, weights, ONE, m).transpose(0, 2, 3, 1)
+        size = size + np.abs(self.bias) + np.abs(self.shortcut)
+        self.limit = bound(size, depth, dtype, roundings=math.ROUNDINGS[m] + 2)
+        x = padded(image, m)
+        # The result lies inside a larger image, which stays as it is.
+        self.outer, self.check = guarded((images, height + 1, width + 2, channels), dtype)
+        self.y = self.outer[:, :height, 1 : width + 1]
+        sizes = winograd_sizes(
+            self.winograd,
+            shape=(images, height, width),
+            columns=channels,
+            depth=depth,
+            x_strides=steps(x),
+            y_strides=steps(self.outer),
+            fulls={"shortcut": steps(self.shortcut)},
+            block=block,
+        )
+        self.values = {"x": x, "y": self.y, "w": math.transformed(weights, m).astype(dtype)}
+        self.values |= {"bias": self.bias, "shortcut": self.shortcut, **sizes}
+
+    def run(self, threads=1):
+        """The result, after checking that nothing else was written."""
+        dtype = self.outer.dtype.name
+        self.outer[...] = np.nan
+        scratch, check_scratch = guarded((self.values["share"] * threads,), dtype)
+        run(self.kernel, self.isa, {**self.values, "scratch": scratch}, threads)
+        self.check()
+        check_scratch()
+        _, height, width, _ = self.y.shape
+        outside = np.ones(self.outer.shape, bool)
+        outside[:, :height, 1 : width + 1] = False
+        assert np.isnan(self.outer[outside]).all()
+        return self.y.copy()
+
+    def agree(self, threads=1):
+        expected = np.maximum(self.acc + self.bias + self.shortcut, 0)
+        assert (np.abs(self.run(threads) - expected) <= self.limit).all()
+
+
+def padded(image, m):
+    """An image NCHW in NHWC, with a ring of zeros and what tiles reach beyond it; then the slack
+    that vectors of channels read.
+    """
+    images, depth, height, width = image.shape
+    inner = (height + 2 + math.overhang(height, m), width + 2 + math.overhang(width, m))
+    count = images * inner[0] * inner[1] * depth
+    memory = np.full(count + 32, np.nan, image.dtype)
+    x = memory[:count].reshape(images, *inner, depth)
+    x[...] = 0
+    x[:, 1 : height + 1, 1 : width + 1] = image.transpose(0, 2, 3, 1)
+    return x
+
+
+def steps(array):
+    return tuple(step // array.itemsize for step in array.strides[:3])
+
+
+@levels
+@dtypes
+@sizes_of_tiles
+def test_every_ragged_edge(rng, isa, dtype, m):
+    for height, width in itertools.product((1, m - 1, m, m + 1), (1, 2 * m - 1, 2 * m, 2 * m + 1)):
+        Case(rng, isa, dtype, m, (2, 5, height, width), 7).agree()
+
+
+@levels
+@dtypes
+@sizes_of_tiles
+def test_every_channel_count(rng, isa, dtype, m):
+    lanes = isa.lanes(dtype)
+    for depth in (1, lanes - 1, lanes + 1, 64, 65, 130):
+        Case(rng, isa, dtype, m, (1, depth, m + 1, m), 3).agree()
+    for channels in (1, lanes, lanes + 1, 2 * lanes - 1, 32, 33, 70):
+        Case(rng, isa, dtype, m, (1, 3, m, m + 1), channels).agree()
+
+
+@levels
+@sizes_of_tiles
+def test_blocks_and_threads_do_not_change_bits(isa, m):
+    """Parts that threads share evenly, and parts that they do not."""
+    for channels, (block, threads) in itertools.product(
+        (33, 64), ((1, 1), (3, 2), (28, 1), (28, 2), (28, 3), (200, 16))
+    ):
+        case = Case(
+            np.random.default_rng(2), isa, "float32", m, (2, 70, 15, 13), channels, block=block
+        )
+        case.agree(threads)
+        if (block, threads) == (1, 1):
+            expected = case.run()
+        np.testing.assert_array_equal(case.run(threads), expected)
+
+
+@levels
+def test_no_images(rng, isa):
+    case = Case(rng, isa, "float32", 4, (0, 3, 5, 5), 4)
+    assert case.run(2).size == 0
+
+
+@levels
+@sizes_of_tiles
+def test_long_expression(rng, isa, m):
+    case = Case(rng, isa, "float32", m, (1, 20, 9, 6), 37, SWISH)
+    expected = case.acc / (1 + np.exp(-case.acc)) + case.shortcut
+    np.testing.assert_allclose(case.run(), expected, 1e-3, 1e-4)
+
+
+@sizes_of_tiles
+def test_bits_are_those_of_every_fma_level(m):
+    fused = [isa for isa in LEVELS if isa.fma]
+    results = [
+        Case(np.random.default_rng(0), isa, "float32", m, (1, 70, 6, 9), 40).run() for isa in fused
+    ]
+    assert all(np.array_equal(results[0], each) for each in results)
+
+
+@sizes_of_tiles
+def test_the_result_may_take_the_place_of_what_it_adds(rng, m):
+    case = Case(rng, LEVELS[-1], "float32", m, (1, 8, 7, 6), 9)
+    expected = case.run()
+    case.outer[...] = np.nan
+    case.y[...] = case.shortcut
+    scratch = np.empty(case.values["share"], np.float32)
+    places = {f"shortcut_{unit}": case.values[f"y_{unit}"] for unit in ("image", "row", "pixel")}
+    run(case.kernel, case.isa, case.values | places | {"shortcut": case.y, "scratch": scratch})
+    np.testing.assert_array_equal(case.y, expected)
+
+
+@sizes_of_tiles
+def test_source_runs_as_python(rng, m):
+    isa = ALL_LEVELS["x86-64-v3"]
+    case = Case(rng, isa, "float64", m, (1, 3, m + 1, 2), 18, block=1)
+    outer = np.full(case.outer.shape, np.nan)
+    scratch = np.full(case.values["share"] * 2, np.nan)
+    values = case.values | {"y": outer, "scratch": scratch}
+    arguments = [values[param.name] for param in case.kernel.params]
+    for thread in range(2):
+        twins = {tile.name: tile.twin() for tile in case.kernel.tiles}
+        run_twin(case.kernel.source, case.kernel.name, arguments, thread, 2, twins)
+    _, height, width, _ = case.y.shape
+    expected = np.maximum(case.acc + case.bias + case.shortcut, 0)
+    np.testing.assert_allclose(outer[:, :height, :width], expected, 1e-11, 1e-11)
+
+
+# Whole convolutions.
+
+
+def convolution(m, depth, channels, size, padding=ONE, before=(), after=()):
+    """A graph of x and w: a convolution in tiles of m, or a direct one (0), between pointwise ops."""
+    height, width = size
+
+    def function(x, w):
+        for each in before:
+            x = op[each](x)
+        attrs = {"stride": (1, 1), "padding": padding, "dilation": (1, 1), "groups": 1}
+        return conv_of(m)(x, w, **attrs)
+
+    types = (tensor("float32", (1, depth, height, width)), tensor("float32", (channels, depth, 3, 3)))
+    return graph_of(types, function)
