@@ -307,6 +307,23 @@ def test_constants(tmp_path, rng):
     np.testing.assert_allclose(y, x @ table, rtol=1e-5, atol=1e-5)
 
 
+def test_scratch_memory(tmp_path, rng):
+    """Threads of a call share it out: here what a Winograd convolution transforms."""
+    model = nn.Conv2d(32, 40, 3, padding=1).eval()
+    x = rng.normal(size=(3, 32, 20, 21)).astype(np.float32)
+    spec = dlc.TensorSpec((BATCH, *x.shape[1:]))
+    assert compiled(model, spec).plan.scratch > 0
+    run_as_library(
+        model,
+        x,
+        specs=[spec],
+        shapes=lambda batch: [((batch, 40, 20, 21), "float32")],
+        dims=[3],
+        folder=tmp_path,
+        parameters=model.state_dict(),
+    )
+
+
 def test_an_index_out_of_range(tmp_path):
     model = nn.Embedding(10, 4)
     made = compiled(model, dlc.TensorSpec((BATCH,), "int64"))

@@ -1,5 +1,6 @@
 """The command line: what it prints, what it writes, and how it fails."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -474,11 +475,25 @@ def test_bench_beside_pytorch(line, model, tmp_path):
 
 def test_demo(line, tmp_path):
     quick = ("--rounds", "1", "--seconds", "0.01", "--folder", tmp_path / "made")
-    code, out, _ = line("demo", "--models", "lenet5", *quick)
+    code, out, _ = line("demo", "--models", "mlp", *quick)
     assert code == 0
-    assert (tmp_path / "made" / "lenet5.svg").exists()
+    assert (tmp_path / "made" / "mlp.svg").exists()
     assert out.count("within the tolerances") == 2
     assert "PyTorch's best" in out
+
+
+def test_demo_without_pytorch(line, tmp_path, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda n: None if n == "torch" else find(n))
+    quick = ("--rounds", "1", "--seconds", "0.01", "--folder", tmp_path, "--models", "mlp")
+    code, out, _ = line("demo", *quick, "--json")
+    (found,) = json.loads(out)
+    assert code == 0
+    assert list(found["differences"]) == ["float64"]
+    assert [side["side"] for side in found["times"]["sides"]] == ["dlc"]
+    assert "PyTorch is not installed" in line("demo", *quick)[1]
+    code, _, err = line("bench", "mlp", "--torch")
+    assert (code, err) == (1, "dlc: --torch needs PyTorch: pip install 'dlc[torch]'\n")
 
 
 # Turns.

@@ -1,4 +1,4 @@
-"""Winograd convolution: the transforms, the kernel against its bound, where it is chosen, layouts."""
+"""Winograd convolution: its mathematics, the kernel against its bound, where it is chosen."""
 
 import itertools
 
@@ -8,21 +8,22 @@ import torch
 from helpers.cases import constant, graph_of, param
 from helpers.native_kernels import LEVELS, bound, guarded, run
 
+import dlc
+from dlc import nn
 from dlc.backends import reference
 from dlc.backends.native.isa import LEVELS as ALL_LEVELS
 from dlc.backends.native.python_twin import run as run_twin
 from dlc.backends.numba_cpu.vectors import Epilogue, Operand
 from dlc.backends.numba_cpu.winograd import Winograd, winograd_sizes
-from dlc.driver import compile, run_native
-from dlc.frontend import models, nn
+from dlc.driver import run_native
 from dlc.ir import manager
 from dlc.ir.pattern import op
 from dlc.ir.sizes import Dim, as_size
-from dlc.ir.types import TensorType, tensor
+from dlc.ir.types import tensor
 from dlc.ir.values import Check
 from dlc.ops import winograd as math
 from dlc.passes.layout import AssignLayouts, layouts
-from dlc.passes.select import SelectAlgorithms
+from dlc.passes.select import SelectAlgorithms, winograd_weights
 
 BIAS = Epilogue("relu(acc + bias)", (Operand("bias", "column"),))
 RESIDUAL = Epilogue(
@@ -226,18 +227,171 @@ def test_source_runs_as_python(rng, m):
     np.testing.assert_allclose(outer[:, :height, :width], expected, 1e-11, 1e-11)
 
 
-# Whole convolutions.
+# Where it is chosen.
+
+PLAIN = {"stride": (1, 1), "padding": ONE, "dilation": (1, 1), "groups": 1}
 
 
-def convolution(m, depth, channels, size, padding=ONE, before=(), after=()):
-    """A graph of x and w: a convolution in tiles of m, or a direct one (0), between pointwise ops."""
-    height, width = size
+def chosen(shape, channels, kernel=(3, 3), **attrs):
+    """The graph of a convolution after algorithms are chosen, and the tile of it, or 0."""
 
-    def function(x, w):
-        for each in before:
-            x = op[each](x)
-        attrs = {"stride": (1, 1), "padding": padding, "dilation": (1, 1), "groups": 1}
-        return conv_of(m)(x, w, **attrs)
+    def function(x):
+        groups = attrs.get("groups", 1)
+        return op.conv2d(x, param("w", channels, shape[1] // groups, *kernel), **{**PLAIN, **attrs})
 
-    types = (tensor("float32", (1, depth, height, width)), tensor("float32", (channels, depth, 3, 3)))
-    return graph_of(types, function)
+    graph = SelectAlgorithms()(graph_of((tensor("float32", shape),), function))
+    return graph, graph.outputs[0].attrs.get("m", 0)
+
+
+@pytest.mark.parametrize(
+    ("shape", "channels", "m"),
+    [
+        ((1, 64, 224, 224), 64, 4),
+        ((1, 64, 56, 56), 64, 4),
+        ((1, 128, 28, 28), 128, 4),
+        ((1, 256, 14, 14), 256, 4),
+        ((1, 512, 14, 14), 512, 4),
+        ((8, 512, 7, 7), 512, 4),
+        ((Dim("batch", 8, 64), 512, 7, 7), 512, 4),
+        ((1, 512, 6, 6), 512, 2),  # half of a tile of 4 would lie outside
+        ((1, 512, 2, 2), 512, 0),  # four times the weights for four pixels
+        ((Dim("batch", 1, 64), 512, 2, 2), 512, 0),  # for the least of the range
+        ((1, 3, 224, 224), 64, 0),  # too few channels for the transforms to pay
+        ((1, 64, 56, 56), 4, 0),
+    ],
+)
+def test_the_choice_follows_from_shapes(shape, channels, m):
+    assert chosen(shape, channels)[1] == m
+
+
+@pytest.mark.parametrize(
+    "attrs",
+    [
+        {"stride": (2, 2)},
+        {"stride": (1, 2)},
+        {"dilation": (2, 1)},
+        {"groups": 2},
+        {"kernel": (3, 5)},
+        {"kernel": (1, 1)},
+    ],
+    ids=str,
+)
+def test_other_convolutions_are_direct(attrs):
+    assert chosen((1, 64, 56, 56), 64)[1] == 4
+    assert chosen((1, 64, 56, 56), 64, **attrs)[1] == 0
+
+
+def test_weights_that_are_made_in_the_call_are_not_transformed():
+    types = (tensor("float32", (1, 64, 56, 56)), tensor("float32", (64, 64, 3, 3)))
+    graph = SelectAlgorithms()(graph_of(types, lambda x, w: op.conv2d(x, w, **PLAIN)))
+    assert graph.outputs[0].op.name == "conv2d_direct"
+
+
+def test_the_rewrite_keeps_values():
+    def function(x):
+        return op.conv2d(x, param("w", 40, 32, 3, 3), **{**PLAIN, "padding": ((0, 2), (1, 0))})
+
+    for size in ((9, 17), (6, 6)):
+        graph = graph_of((tensor("float32", (2, 32, *size)),), function)
+        after, _ = manager.run(graph, [SelectAlgorithms()], check=Check(reference.run))
+        assert after.outputs[0].op.name == "conv2d_winograd"
+
+
+def test_halos_hold_what_tiles_read():
+    """Zeros around the image as wide as the padding, and up to the end of the last tile."""
+
+    def function(x):
+        middle = op.relu(op.conv2d(x, param("w", 64, 64, 3, 3), **PLAIN))
+        return op.conv2d(middle, param("u", 64, 64, 3, 3), **PLAIN)
+
+    shape = (1, 64, as_size(Dim("rows", 30, 60)), 33)
+    graph = graph_of((tensor("float32", shape),), function)
+    graph = AssignLayouts()(SelectAlgorithms()(graph))
+    places = layouts(graph)
+    last = next(n for n in reversed(graph.nodes) if n.op.name == "conv2d_winograd")
+    assert places[last.inputs[0]].order == (0, 2, 3, 1)
+    assert places[last.inputs[0]].halo == ((0, 0), (0, 0), (1, 4), (1, 4))
+
+
+# In a program.
+
+
+class Blocks(nn.Module):
+    """Convolutions that each read another halo, a residual sum, and a pooled image."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(16, 48, 3, padding=1), nn.Conv2d(48, 48, 3, padding=1)
+        self.c, self.d = nn.Conv2d(48, 40, 3), nn.Conv2d(48, 40, 3, stride=2, padding=1)
+        self.e = nn.Conv2d(40, 33, 3, padding=2)
+
+    def forward(self, x):
+        y = self.a(x).relu()
+        y = (self.b(y) + y).relu()
+        return self.c(y).relu(), self.e(self.d(y)).sigmoid()
+
+
+def blocks():
+    dlc.seed(0)
+    return Blocks().eval()
+
+
+@dtypes
+@pytest.mark.parametrize("size", [(14, 14), (15, 9)])
+def test_a_program(rng, size, dtype):
+    """One compilation, several batches and numbers of threads, against float64."""
+    model = blocks() if dtype == "float32" else blocks().double()
+    spec = dlc.TensorSpec((Dim("batch", 2, 8), 16, *size), dtype)
+    programs = [dlc.compile(model, spec, threads=threads) for threads in (1, 2, 3)]
+    labels = [kernel.label.split(" ")[0] for kernel in programs[0].kernels]
+    assert [label for label in labels if label.startswith("conv2d")] == [
+        "conv2d_winograd+add+relu",
+        "conv2d_winograd+add+add+relu",
+        "conv2d_winograd+add+relu",
+        "conv2d_direct+add",
+        "conv2d_winograd+add+sigmoid",
+    ]
+    exact = dlc.compile(
+        blocks().double(), dlc.TensorSpec(spec.shape, "float64"), target="reference"
+    )
+    tolerance = 1e-5 if dtype == "float32" else 1e-12
+    for batch in (2, 3, 8):
+        x = rng.normal(size=(batch, 16, *size)).astype(dtype)
+        results = [program(x) for program in programs]
+        for other in results[1:]:
+            assert all(map(np.array_equal, other, results[0]))
+        for result, expected in zip(results[0], exact(x.astype("float64")), strict=True):
+            np.testing.assert_allclose(result, expected, tolerance, tolerance)
+
+
+def test_its_flops_are_what_it_computes():
+    """Fewer than those of the direct sum, so that a share of the peak is one of real work."""
+    graph, m = chosen((1, 64, 56, 56), 64)
+    node = graph.outputs[0]
+    flops = node.op.flops(node.type, *(n.type for n in node.inputs), **node.attrs)
+    assert m == 4
+    assert flops == 2 * 14 * 14 * 36 * 64 * 64
+
+
+@pytest.mark.parametrize(("depth", "size"), [(64, 28), (256, 14), (512, 14)])
+def test_errors_of_layers(rng, depth, size):
+    """On what a network computes with, in the mean: F(2x2, 3x3) rounds at most 1.5 times as much as
+    the direct sum, F(4x4, 3x3) at most 5 times.
+    """
+    x = np.maximum(rng.standard_normal((1, depth, size, size)), 0).astype("float32")
+    w = (rng.standard_normal((32, depth, 3, 3)) * (2 / (9 * depth)) ** 0.5).astype("float32")
+    expected = exact(x, w, ONE)
+    errors = {}
+    for m in (0, 2, 4):
+        graph = graph_of((tensor("float32", x.shape),), lambda a, m=m: layer(a, constant(w), m))
+        errors[m] = np.abs(run_native(graph, [x])[0] - expected).mean()
+    assert errors[2] <= 1.5 * errors[0]
+    assert errors[4] <= 5 * errors[0]
+
+
+def layer(x, w, m):
+    """A convolution in tiles of m, or direct."""
+    if m:
+        return op.conv2d_winograd(x, winograd_weights(w, m), channels=32, padding=ONE, m=m)
+    packed = op.pack_conv(w, groups=1, planes=False)
+    return op.conv2d_direct(x, packed, channels=32, planes=False, **PLAIN)

@@ -328,6 +328,30 @@ conv2d_depthwise = OpDef(
 )
 
 
+# Matrix product whose right side is packed as it is read
+def _matmul_direct_type(a: TensorType, b: TensorType) -> TensorType:
+    if a.ndim < 2 or a.ndim != b.ndim:
+        shapes = f"{shape_text(a.shape)} and {shape_text(b.shape)}"
+        raise ShapeError(f"expects matrices (M, K) and (K, N), or batches of them, got {shapes}")
+    return tensor(a.dtype, (*a.shape[:-1], b.shape[-1]))
+
+
+matmul_direct = OpDef(
+    "matmul_direct",
+    Kind.CONTRACT,
+    infer=_matmul_direct_type,
+    ref=np.matmul,
+    doc="Matrix product [B,] M, K by [B,] K, N, both known only in a call.",
+    no_grad=NO_GRADIENT,
+    flops=lambda y, a, b, **attrs: 2 * y.count * a.shape[-1],
+    samples=lambda rng: [
+        Sample((rng.normal(size=(6, 5)), rng.normal(size=(5, 40)))),
+        Sample((rng.normal(size=(2, 33, 70)), rng.normal(size=(2, 70, 37)))),
+    ],
+    errors=_flat_error("expects matrices", 2),
+)
+
+
 # Matrix product with a packed right side
 def _matmul_packed_type(a: TensorType, b: TensorType, *, columns: Size) -> TensorType:
     if a.ndim < 2:

@@ -74,7 +74,7 @@ def _conv2d(node: Node, x: Node, w: Node) -> Node:
         return apply("conv2d_planes", x, taps, padding=attrs["padding"])
     few_inputs = w.shape[1] <= PLANES
     if not few_inputs and (m := _winograd_tile(node, w)):
-        u, padding = _winograd_weights(w, m), attrs["padding"]
+        u, padding = winograd_weights(w, m), attrs["padding"]
         return apply("conv2d_winograd", x, u, channels=channels, padding=padding, m=m)
     planes = few_inputs and groups == 1 and attrs["dilation"][1] == 1
     packed = apply("pack_conv", w, groups=groups, planes=planes)
@@ -122,11 +122,12 @@ def _is_prepared(w: Node) -> bool:
     return known[w]
 
 
-def _winograd_weights(w: Node, m: int) -> Node:
+def winograd_weights(w: Node, m: int) -> Node:
     """G w G^T of each kernel, one matrix product over all kernels, in panels for each point."""
     outputs, inputs = w.shape[:2]
     g = matrices(m)[1]
-    both = w.builder.constant(np.kron(g, g), w.dtype)
+    # A cast of what is exact, so that a check in float64 sees no rounding.
+    both = apply("cast", w.builder.constant(np.kron(g, g)), dtype=w.dtype)
     taps = apply("transpose", w, axes=(2, 3, 1, 0))
     kernels = apply("reshape", taps, shape=(TAPS * TAPS, inputs * outputs))
     points = apply("reshape", _matmul_rows(both, kernels), shape=(both.shape[0], inputs, outputs))
@@ -224,7 +225,7 @@ def _matmul_rows(a: Node, b: Node) -> Node:
     columns = b.shape[-1]
     if b.ndim == 2:  # all rows of all batches are one matrix
         rows = apply("reshape", a, shape=(product(a.shape[:-1]), a.shape[-1])) if a.ndim > 2 else a
-        y = apply("matmul_packed", rows, apply("pack_matrix", b), columns=columns)
+        y = _product(rows, b)
         return apply("reshape", y, shape=(*a.shape[:-1], columns)) if a.ndim > 2 else y
     batch = apply("matmul", a, b).shape[:-2]
     a, b = (
@@ -233,8 +234,14 @@ def _matmul_rows(a: Node, b: Node) -> Node:
     )
     flat_a = apply("reshape", a, shape=(product(batch), *a.shape[-2:]))
     flat_b = apply("reshape", b, shape=(product(batch), *b.shape[-2:]))
-    y = apply("matmul_packed", flat_a, apply("pack_matrix", flat_b), columns=columns)
-    return apply("reshape", y, shape=(*batch, a.shape[-2], columns))
+    return apply("reshape", _product(flat_a, flat_b), shape=(*batch, a.shape[-2], columns))
+
+
+def _product(a: Node, b: Node) -> Node:
+    """Weights are packed once, in `prepare`; what a call brings is packed as the kernel reads it."""
+    if any(node.op.name == "input" for node in topological((b,))):
+        return apply("matmul_direct", a, b)
+    return apply("matmul_packed", a, apply("pack_matrix", b), columns=b.shape[-1])
 
 
 _CHOICES = {

@@ -11,7 +11,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from dlc.backends.native.isa import Isa
-from dlc.backends.numba_cpu.contract import Contraction, conv2d_sizes, matmul_sizes, tile_vectors
+from dlc.backends.numba_cpu.contract import (
+    Contraction,
+    conv2d_sizes,
+    matmul_sizes,
+    scratch_elements,
+    tile_vectors,
+)
 from dlc.backends.numba_cpu.depthwise import Depthwise, DepthwiseTile, depthwise_sizes
 from dlc.backends.numba_cpu.kernel import Kernel, Sizes
 from dlc.backends.numba_cpu.planes import Planes, PlanesTile
@@ -193,7 +199,29 @@ def _matmul(
     return Contraction(isa, node.dtype, epilogue, vectors).kernel, sizes, 0
 
 
+def _matmul_direct(
+    group: Group, layouts: Layouts, isa: Isa, epilogue: Epilogue, operands: Operands
+) -> tuple[Kernel, Sizes, Size]:
+    node = group.anchor
+    a, b = node.inputs
+    *_, depth, columns = b.shape
+    batch = a.shape[0] if a.ndim == 3 else 1
+    strides = (as_size(depth) * columns, columns, 1)
+    sizes = matmul_sizes(
+        epilogue,
+        rows=a.shape[-2],
+        columns=columns,
+        depth=depth,
+        batch=batch,
+        w_strides=strides,
+    )
+    sizes["share"] = scratch_elements(depth)
+    vectors = tile_vectors(isa, node.dtype, columns)
+    return Contraction(isa, node.dtype, epilogue, vectors, packs=True).kernel, sizes, 0
+
+
 _KERNELS = {
+    "matmul_direct": _matmul_direct,
     "conv2d_direct": _direct,
     "conv2d_planes": _planes,
     "conv2d_depthwise": _depthwise,
