@@ -37,6 +37,8 @@ bench: $(READY)
 docs: $(READY)
 	$(BIN)/python -m dlc.config > docs/configuration.md
 	$(BIN)/python -m dlc.ops.coverage > docs/coverage.md
+	$(BIN)/python -m dlc.passes > docs/passes.md
+	$(BIN)/python tools/elementary_errors.py > docs/elementary_functions.md
 	$(BIN)/python -m dlc.cli.page > docs/cli.md
 
 clean:

@@ -457,7 +457,7 @@ class _Calls:
         return executable(*args, **kwargs)
 
     def _version(self) -> object:
-        """What must not have changed for compiled code to hold; a plain function may use any model."""
+        """What compiled code holds for; a plain function may use any model."""
         module = isinstance(self.function, Module)
         return version_of(self.function) if module else latest_change()
 

@@ -1,4 +1,6 @@
-"""The zoo compiled for the CPU, against PyTorch with the same weights: one compilation, many batches."""
+"""The zoo compiled for the CPU, against PyTorch with the same weights, many batches from one
+compilation.
+"""
 
 import numpy as np
 import pytest

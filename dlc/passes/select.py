@@ -238,7 +238,7 @@ def _matmul_rows(a: Node, b: Node) -> Node:
 
 
 def _product(a: Node, b: Node) -> Node:
-    """Weights are packed once, in `prepare`; what a call brings is packed as the kernel reads it."""
+    """Weights are packed once, in `prepare`; what a call brings, as the kernel reads it."""
     if any(node.op.name == "input" for node in topological((b,))):
         return apply("matmul_direct", a, b)
     return apply("matmul_packed", a, apply("pack_matrix", b), columns=b.shape[-1])
