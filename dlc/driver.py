@@ -22,6 +22,7 @@ from dlc.errors import ArgumentError, ShapeError, TargetError, explain
 from dlc.frontend import hook
 from dlc.frontend.module import Module, version_of
 from dlc.frontend.parameter import latest_change, latest_version
+from dlc.frontend.scope import active
 from dlc.frontend.trace import Traced, flatten_arguments, trace
 from dlc.frontend.tree import Structure
 from dlc.ir.graph import Graph
@@ -239,7 +240,12 @@ def _lowered(optimised: Callable[[], Graph], isa: Isa, report: Report) -> Compil
             logger.log(debug.CHOICES, "%s: %r", name, group)
     with debug.timed(logger, "kernels"):
         helpers = machine.count() - 1
-        beside = {name: _support_job(name) for name in ("interpreter", "entry")}
+        support = {"interpreter": _interpreter, "entry": _entry}
+        beside = {
+            name: _support_job(name)
+            for name, linked in support.items()
+            if not linked.cache_info().currsize
+        }
         lowering = Lowering(isa, disk.CodeStore(), report, helpers, beside)
         return lowering.compile(prepare, main, prepared)
 
@@ -439,22 +445,26 @@ class _Calls:
 
     def __init__(self, function: Callable[..., Any]):
         self.function = function
-        self._lock = threading.Lock()
+        self._building = threading.RLock()
         self._compiled: dict[Any, Executable] = {}
 
     def __call__(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         leaves, arguments = flatten_arguments(args, kwargs)
         shapes = tuple((leaf.dtype.name, leaf.shape) for leaf in leaves)
         key = (arguments, shapes, self._version())
-        with self._lock:
-            executable = self._compiled.get(key)
-        if executable is None:
-            executable = compile_call(self.function, args, kwargs)
-            with self._lock:
-                if len(self._compiled) >= KEPT_VARIANTS:
-                    del self._compiled[next(iter(self._compiled))]
-                executable = self._compiled.setdefault(key, executable)
+        executable = self._compiled.get(key) or self._build(key, args, kwargs)
         return executable(*args, **kwargs)
+
+    def _build(self, key: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Executable:
+        """Compile once, whoever else asks for the same meanwhile."""
+        with self._building:
+            executable = self._compiled.get(key)
+            if executable is None:
+                executable = compile_call(self.function, args, kwargs)
+                while len(self._compiled) >= KEPT_VARIANTS:
+                    del self._compiled[next(iter(self._compiled))]
+                self._compiled[key] = executable
+            return executable
 
     def _version(self) -> object:
         """What compiled code holds for; a plain function may use any model."""
@@ -475,13 +485,13 @@ def compile_call(
 
 def jit(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile a function of tensors on its first call for each combination of shapes and element
-    types.
+    types. Inside a trace it is the function itself.
     """
     calls = _Calls(function)
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        return calls(args, kwargs)
+        return calls(args, kwargs) if active() is None else function(*args, **kwargs)
 
     return call
 

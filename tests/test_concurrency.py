@@ -10,6 +10,7 @@ import threading
 import tracemalloc
 import warnings
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -25,22 +26,15 @@ SIZE = 4
 
 def in_threads(count, work):
     """Run ``work(number)`` in threads at once; what one raises is raised here."""
-    failures, gate = [], threading.Barrier(count)
+    gate = threading.Barrier(count)
 
     def run(number):
         gate.wait()
-        try:
-            work(number)
-        except BaseException as error:
-            failures.append(error)
+        work(number)
 
-    threads = [threading.Thread(target=run, args=(number,)) for number in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if failures:
-        raise failures[0]
+    with ThreadPoolExecutor(count) as pool:
+        for future in [pool.submit(run, number) for number in range(count)]:
+            future.result()
 
 
 # Threads.
@@ -75,12 +69,17 @@ def test_threads_compile_and_call_a_model_at_once(rng):
             np.testing.assert_array_equal(each, model(x))
 
 
+def version(number):
+    """A weight that is a number all over."""
+    return np.full((SIZE, SIZE), number, "float32")
+
+
 class Versions(nn.Module):
     """Every element of both results is the version of the weight; one of them is prepared."""
 
     def __init__(self):
         super().__init__()
-        self.weight = nn.Parameter(np.zeros((SIZE, SIZE)))
+        self.weight = nn.Parameter(version(0))
 
     def forward(self, x):
         return x @ self.weight, self.weight + 0 * x
@@ -91,26 +90,28 @@ def test_a_call_sees_one_version_of_the_parameters(one):
     model = Versions()
     x = np.eye(SIZE, dtype="float32")
     exe = dlc.compile((lambda x: model(x)[0]) if one else model, x)
-    assigned, last = 0, 400
+    assigned, done = 0, threading.Event()
 
     def assign():
         nonlocal assigned
-        for version in range(1, last + 1):
-            model.weight.data = np.full((SIZE, SIZE), version, "float32")
-            assigned = version
+        try:
+            for number in range(1, 401):
+                model.weight.data = version(number)
+                assigned = number
+        finally:
+            done.set()
 
     def call():
         seen = 0
-        while seen < last:
+        while not done.is_set():
             oldest = assigned
-            result = exe(x)
-            (version,) = set(np.ravel(result))
-            assert version >= max(seen, oldest), "an old version came back"
-            seen = version
+            (number,) = set(np.ravel(exe(x)))
+            assert number >= max(seen, oldest), "an old version came back"
+            seen = number
 
-    in_threads(4, lambda number: assign() if number == 0 else call())
+    in_threads(4, lambda thread: assign() if thread == 0 else call())
     for _ in range(3):
-        assert (np.array(exe(x)) == last).all()
+        assert (np.array(exe(x)) == 400).all()
 
 
 def test_an_old_version_does_not_come_back_with_the_frame_of_a_slow_call(monkeypatch):
@@ -118,6 +119,7 @@ def test_an_old_version_does_not_come_back_with_the_frame_of_a_slow_call(monkeyp
     model = Versions()
     x = np.eye(SIZE, dtype="float32")
     exe = dlc.compile(lambda x: model(x)[0], x)
+    exe(x)
     run, inside, go = runner.Runner._run, threading.Event(), threading.Event()
 
     def slow(self, *arguments):
@@ -127,11 +129,10 @@ def test_an_old_version_does_not_come_back_with_the_frame_of_a_slow_call(monkeyp
         run(self, *arguments)
 
     monkeypatch.setattr(runner.Runner, "_run", slow)
-    exe(x)  # the parameters are there
-    old = threading.Thread(target=lambda: exe(np.asfortranarray(x + 0)[::-1]))
+    old = threading.Thread(target=exe, args=(x[::-1],))  # no array for the native entry
     old.start()
     assert inside.wait(10)
-    model.weight.data = np.ones((SIZE, SIZE), "float32")
+    model.weight.data = version(1)
     assert (exe(x) == 1).all()
     go.set()
     old.join()
@@ -255,7 +256,7 @@ def test_a_full_disk_costs_a_warning(tmp_path, cache_in):
 @pytest.mark.parametrize("place", ["/proc/self/task", "/proc/self/task/kernels", "/dev/null/x"])
 def test_a_cache_that_cannot_be_written_costs_a_warning(cache_in, place):
     with cache_in(place):
-        (message,) = warnings_of(lambda: (compiles(104), compiles(105)))
+        (message,) = warnings_of(lambda: [compiles(104), compiles(105)])
         assert place in message
 
 
@@ -287,7 +288,7 @@ def resident():
         return int(file.read().split()[1]) * resource.getpagesize()
 
 
-def compile_and_drop(parts=()):
+def compile_and_drop():
     x = np.ones(SIZE, "float32")
     weight = nn.Parameter(np.ones((SIZE, SIZE)))
     exe = dlc.compile(lambda x: x @ weight + 1, x)

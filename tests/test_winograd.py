@@ -11,6 +11,7 @@ from helpers.native_kernels import LEVELS, bound, guarded, run
 import dlc
 from dlc import nn
 from dlc.backends import reference
+from dlc.backends.native import objects
 from dlc.backends.native.isa import LEVELS as ALL_LEVELS
 from dlc.backends.native.python_twin import run as run_twin
 from dlc.backends.numba_cpu.vectors import Epilogue, Operand
@@ -24,6 +25,7 @@ from dlc.ir.values import Check
 from dlc.ops import winograd as math
 from dlc.passes.layout import AssignLayouts, layouts
 from dlc.passes.select import SelectAlgorithms, winograd_weights
+from dlc.runtime import elf
 
 BIAS = Epilogue("relu(acc + bias)", (Operand("bias", "column"),))
 RESIDUAL = Epilogue(
@@ -174,6 +176,28 @@ def test_blocks_and_threads_do_not_change_bits(isa, m):
         if (block, threads) == (1, 1):
             expected = case.run()
         np.testing.assert_array_equal(case.run(threads), expected)
+
+
+@dtypes
+@sizes_of_tiles
+@pytest.mark.parametrize("isa", ALL_LEVELS.values(), ids=lambda isa: isa.name)
+def test_every_level_builds(isa, dtype, m):
+    for transform in Winograd(isa, dtype, m, RESIDUAL).transforms:
+        code = objects.build(transform.text(), [transform.name], isa, speed=0)
+        assert elf.read(code).defined == {transform.name}
+        assert not elf.read(code).undefined
+
+
+def test_names_tell_functions_apart():
+    names = [
+        transform.name
+        for isa, dtype, m, epilogue in itertools.product(
+            ALL_LEVELS.values(), ("float32", "float64"), (2, 4), (BIAS, RESIDUAL)
+        )
+        for transform in Winograd(isa, dtype, m, epilogue).transforms
+    ]
+    # The input's has no epilogue.
+    assert len(set(names)) == len(names) * 3 // 4
 
 
 @levels

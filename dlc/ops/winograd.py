@@ -12,9 +12,10 @@ m = 4 are 3/4 and 3/2: all constants of A and B are exact in binary, and the lar
 third of that with the customary 1 and 2.
 
 Rounding. The result obeys a bound of its own, element by element: |y - y64| is at most gamma_n
-times `magnitude` of |x| and |w|, n being the number of channels and `ROUNDINGS` for the transforms.
-It is wider than that of a direct sum, which it replaces only where the choice of algorithms says
-so. An infinity or NaN reaches all results of the tiles that read it.
+times `magnitude` of x and w, n being the number of channels plus `ROUNDINGS`. Measured on 3x3
+layers of ResNet-18, on the CPU, the mean error over the rms of the result is 1.5e-7 for a direct
+sum, 1.9e-7 for m = 2 and 5.3e-7 for m = 4; the largest 1.3e-6, 1.3e-6 and 6e-6. An infinity or NaN
+reaches all results of the tiles that read it.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from graphlib import TopologicalSorter
+from typing import Any
 
 from dlc.ir.graph import Graph
 from dlc.ir.node import Node
@@ -124,6 +125,10 @@ class _Fusion:
         self.home: dict[Node, set[Node]] = {}
         self.anchors: dict[Node, Node] = {}  # root -> anchor
         self.written: dict[Node, list[Node]] = {}  # root -> outputs
+        self.reductions: dict[Any, dict[Node, None]] = {}  # by the shape that they reduce
+        for node in self.nodes:
+            if node.op.kind is Kind.REDUCE and node.attrs["keepdims"] and not _position(node):
+                self.reductions.setdefault(node.inputs[0].shape, {})[node] = None
 
     def groups(self) -> tuple[Group, ...]:
         backward = list(reversed(self.nodes))
@@ -207,22 +212,39 @@ class _Fusion:
         """Open a kernel of several reductions over the same axes with the pointwise work between,
         if ``root`` ends one.
         """
-        cluster, axes = {root}, None
-        for node in reversed(self.nodes[: self.place[root]]):
-            users = self.users[node]
-            taken = node.op.kind is Kind.LEAF or node in self.ends or node in self.home
-            if taken or not users or not cluster.issuperset(users):
-                continue
-            if node.op.kind is Kind.REDUCE:
-                fits = node.attrs.get("keepdims") and node.inputs[0].shape == root.shape
-                if fits and axes in (None, node.attrs["axes"]) and not _position(node):
-                    axes = node.attrs["axes"]
-                    cluster.add(node)
-            elif node.op.kind is Kind.POINTWISE and _row_shape(node.shape, root.shape, axes):
+        nearest = reversed(self.reductions.get(root.shape, ()))
+        for axes in dict.fromkeys(node.attrs["axes"] for node in nearest):
+            cluster = self._row_ancestors(root, axes)
+            anchor = next((node for node in cluster if node.op.kind is Kind.REDUCE), None)
+            if anchor is not None:
+                self._open(anchor, cluster)
+                return
+
+    def _row_ancestors(self, root: Node, axes: Sequence[int]) -> list[Node]:
+        """``root`` and what only it needs: reductions over ``axes``, and pointwise nodes of whole
+        rows or of one element a row.
+        """
+        cluster, near = {root}, set(root.inputs)
+        while near:
+            node = max(
+                near, key=self.place.__getitem__
+            )  # so that its readers were looked at before
+            near.remove(node)
+            if self._joins_rows(node, cluster, root.shape, axes):
                 cluster.add(node)
-        if axes is not None:
-            anchor = next(n for n in self.nodes if n in cluster and n.op.kind is Kind.REDUCE)
-            self._open(anchor, sorted(cluster, key=self.place.__getitem__))
+                near.update(node.inputs)
+        return sorted(cluster, key=self.place.__getitem__)
+
+    def _joins_rows(
+        self, node: Node, cluster: set[Node], full: Sequence[Size], axes: Sequence[int]
+    ) -> bool:
+        if node.op.kind is Kind.LEAF or node in self.ends or node in self.home:
+            return False
+        if not cluster.issuperset(self.users[node]):
+            return False
+        if node.op.kind is Kind.REDUCE:
+            return node in self.reductions.get(full, ()) and node.attrs["axes"] == axes
+        return node.op.kind is Kind.POINTWISE and _row_shape(node.shape, full, axes)
 
     def _inline_or_open(self, node: Node) -> None:
         roots = {root for user in self.users[node] for root in self.home[user]}
@@ -340,14 +362,11 @@ def _free(node: Node) -> bool:
     return node.op.name in ("expand", "transpose", "reshape", "slice")
 
 
-def _row_shape(shape: Sequence[Size], full: Sequence[Size], axes: Sequence[int] | None) -> bool:
+def _row_shape(shape: Sequence[Size], full: Sequence[Size], axes: Sequence[int]) -> bool:
     """Whether a value varies like the rows of a cluster: the full shape, or the full shape with the
     axes reduced to 1.
     """
     if tuple(shape) == tuple(full):
         return True
-    if axes is None or len(shape) != len(full):
-        return False
-    return all(
-        a == (1 if i in axes else b) for i, (a, b) in enumerate(zip(shape, full, strict=True))
-    )
+    reduced = tuple(1 if axis in axes else size for axis, size in enumerate(full))
+    return tuple(shape) == reduced

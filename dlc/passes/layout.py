@@ -36,14 +36,17 @@ class AssignLayouts(Pass):
     def run(self, graph: Graph, journal: Journal) -> Graph:
         """The graph in which every value can be written in the layout that its readers need."""
         orders = _orders(graph)
-        halos = _halos(graph, orders)
+        halos, needs = _halos(graph, orders), _needs(graph)
         ends = set(graph.outputs)
         new: dict[Node, Node] = {}
         copies: dict[tuple[Node, tuple[int, ...]], Node] = {}
         for node in graph.nodes:
             inputs = list[Node]()
             for i, source in enumerate(node.inputs):
-                made = _as_needed(new[source], source, _need(node, i), orders, halos, ends)
+                need = _need(node, i)
+                if need is not None:  # one copy serves all readers in this order
+                    need = need[0], needs[source, need[0]]
+                made = _as_needed(new[source], source, need, orders, halos, ends)
                 if made is not new[source]:
                     copies[source, made.attrs["order"]] = made
                 elif node.op.kind is Kind.POINTWISE and source.ndim == 4:
@@ -110,6 +113,17 @@ def _need(node: Node, operand: int) -> tuple[tuple[int, ...], Halo] | None:
             reach = tuple((low, high + more) for (low, high), more in zip(reach, beyond))
         return order, ((0, 0), (0, 0), *reach)
     return None
+
+
+def _needs(graph: Graph) -> dict[tuple[Node, tuple[int, ...]], Halo]:
+    """For each value, and order in which it is read, the halo that its widest reader needs."""
+    needs: dict[tuple[Node, tuple[int, ...]], Halo] = {}
+    for node in graph.nodes:
+        for i, source in enumerate(node.inputs):
+            need = _need(node, i)
+            if need is not None:
+                needs[source, need[0]] = _wider(needs.get((source, need[0]), NO_HALO), need[1])
+    return needs
 
 
 def _halos(graph: Graph, orders: Mapping[Node, tuple[int, ...]]) -> dict[Node, Halo]:

@@ -34,7 +34,7 @@ WIDE = 8
 #: What Winograd's algorithm costs besides its products, in multiply-adds: transforming an element
 #: of a tile, before or behind them, and reading a weight from memory, of which it has more. Both
 #: were measured on 3x3 convolutions of ResNet-18 and VGG-16 with weights that no cache held.
-TRANSFORM, READ = 5, 6
+TRANSFORM, READ = 5, 8
 
 
 @dataclass(frozen=True)
@@ -97,12 +97,26 @@ def _is_wide(node: Node) -> bool:
 
 
 def _winograd_tile(node: Node, w: Node) -> int:
-    """The tile of Winograd's algorithm if it is estimated to be faster than a direct sum, or 0."""
+    """The tile of Winograd's algorithm for a convolution, or 0."""
     attrs, (outputs, inputs, *kernel) = node.attrs, w.shape
     fits = kernel == [TAPS, TAPS] and attrs["groups"] == 1 and _slides_by_one(attrs)
     if not fits or not _is_prepared(w):
         return 0
     images, _, height, width = (bounds(size)[0] for size in node.shape)
+    return winograd_tile((images, height, width), inputs, outputs)
+
+
+def winograd_tile(shape: tuple[int, int, int], inputs: int, outputs: int) -> int:
+    """The tile with which Winograd's algorithm is estimated to be fastest, or 0 for a direct sum.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Images, height and width of the result.
+    inputs, outputs : int
+        Channels.
+    """
+    images, height, width = shape
     weights = outputs * inputs
     costs = {0: TAPS * TAPS * (images * height * width + READ) * weights}
     for m in POINTS:

@@ -100,6 +100,20 @@ def _sigmoid(x: Any) -> Any:
     return 1 / (1 + np.exp(-x))
 
 
+def _i32(x: Any) -> int:
+    return int(np.int32(x))
+
+
+def _u8(x: Any) -> int:
+    return int(x) & 255
+
+
+def _local(count: int, kind: Any) -> Pointer:
+    """Scratch memory; -1 stands for what happens to be there."""
+    dtype = {_i32: np.int32, _u8: np.uint8}.get(kind, kind)
+    return Pointer(np.full(count, -1).astype(dtype))
+
+
 def _raise_error(words: Pointer, code: int, position: int) -> None:
     if words[0] == 0:
         words[0], words[1] = code, position
@@ -122,10 +136,10 @@ _NAMES: dict[str, Any] = {
     "fmax": _fmax,
     "fmin": _fmin,
     "inf": math.inf,
-    "i32": lambda x: int(np.int32(x)),
+    "i32": _i32,
     "i64": int,
     "isnan": np.isnan,
-    "local": lambda count, dtype: Pointer(np.full(count, -1, dtype)),
+    "local": _local,
     "log": np.log,
     "log1p": np.log1p,
     "mod": lambda a, b: int(a) % int(b),
@@ -141,5 +155,5 @@ _NAMES: dict[str, Any] = {
     "sqrt": np.sqrt,
     "tanh": np.tanh,
     "trunc": np.trunc,
-    "u8": lambda x: int(x) & 255,
+    "u8": _u8,
 }

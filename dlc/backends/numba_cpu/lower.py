@@ -26,7 +26,7 @@ from dlc.ir.node import Node
 from dlc.ir.op import Kind
 from dlc.ir.plan import Address, Arg, Buffer, Layout, Plan, Scratch, Site, Step
 from dlc.ir.schedule import Group, Schedule
-from dlc.ir.sizes import Size, as_size
+from dlc.ir.sizes import Size, as_size, bounds
 from dlc.ir.types import TensorType
 from dlc.runtime.bundle import Compiled
 
@@ -60,7 +60,7 @@ class Lowering:
     kernels: dict[str, KernelSource] = field(default_factory=dict)
     objects: dict[str, bytes] = field(default_factory=dict)
     constants: dict[str, Any] = field(default_factory=dict)
-    scratch: Any = 0
+    scratch: int = 0
     sites: dict[Node, int] = field(default_factory=dict)
 
     def compile(self, prepare: Schedule, main: Schedule, prepared: int) -> Compiled:
@@ -127,7 +127,7 @@ class Lowering:
     ) -> Step:
         args = tuple(self._arg(arg, schedule) for arg in kernel.args)
         if kernel.scratch != 0:
-            self.scratch = _larger(self.scratch, kernel.scratch)
+            self.scratch = max(self.scratch, bounds(kernel.scratch)[1])
         if group is None:
             return Step(kernel.name, args, barrier, label)
         touched = [
@@ -211,12 +211,6 @@ def _site(node: Node) -> Site:
     x, which = node.inputs[:2]
     modules = sorted(origin.module for origin in node.origins if origin.module)
     return Site(node.op.name, ", ".join(modules[:2]), which.shape, x.shape[node.attrs["axis"]])
-
-
-def _larger(a: Any, b: Any) -> Any:
-    from dlc.ir.sizes import bounds
-
-    return a if bounds(a)[1] >= bounds(b)[1] else b
 
 
 def _digest(*parts: object) -> str:

@@ -8,14 +8,17 @@ reach memory.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from textwrap import indent
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 
 from dlc.backends.native.frontend import Extern, Param
 from dlc.backends.native.isa import Isa
+from dlc.backends.native.python_twin import python_namespace
 from dlc.backends.numba_cpu.kernel import Kernel, make_kernel
 from dlc.backends.numba_cpu.vectors import (
     PLAIN,
@@ -97,6 +100,37 @@ class PlanesTile:
     def extern(self) -> Extern:
         """How kernel source calls it."""
         return Extern(self.name, self.params)
+
+    def twin(self) -> Callable[..., None]:
+        """The same function in plain Python, for `python_twin.run`."""
+        names = [param.name for param in self.params]
+        expression = compile(self.epilogue.expression, f"<{self.name}>", "eval")
+
+        def tile(*arguments: Any) -> None:
+            arg = dict(zip(names, arguments, strict=True))
+            for c in range(self.channels):
+                operands = {each.name: arg[each.name][c] for each in self.epilogue.operands}
+                result = np.empty((LINES, arg["valid"]), self.dtype)
+                for r, p in np.ndindex(result.shape):
+                    values = {"acc": self._sum(arg, r, p, c), **operands}
+                    result[r, p] = eval(expression, dict(python_namespace()), values)
+                if self.pooled:
+                    pairs = result[:, : arg["valid"] // 2 * 2].reshape(LINES, -1, 2)
+                    result = np.max(pairs, (0, 2))[None]
+                for r, p in np.ndindex(result.shape):
+                    place = r * arg["y_line"] + p * arg["y_pixel"] + c * arg["y_channel"]
+                    arg["y"][place] = result[r, p]
+
+        return tile
+
+    def _sum(self, arg: Mapping[str, Any], r: int, p: int, c: int) -> Any:
+        """acc[r, p, c] of the formula."""
+        total = arg["w"][c] * 0
+        for i, a, b in np.ndindex(arg["inputs"], arg["lines"], self.taps):
+            tap = ((i * arg["lines"] + a) * self.taps + b) * self.channels + c
+            pixel = i * arg["x_plane"] + (r + a) * arg["x_line"] + p + b
+            total += arg["x"][pixel] * arg["w"][tap]
+        return total
 
     def text(self) -> str:
         """The LLVM module that defines it."""

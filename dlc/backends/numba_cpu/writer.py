@@ -201,6 +201,7 @@ class Writer:
         if name == "size":
             return f"i64({self.size(node.attrs['size'])})"
         if name == "iota":
+            self.addresses.append(as_size(index[0]))  # loops merge only if it walks along
             return cast(self.index_text(index[0]), "int64", node.dtype)
         if not inside or node.op.kind is Kind.LEAF:
             return self._load(node, index, guard)

@@ -1,0 +1,170 @@
+"""Memory: buffers that live together never overlap, and the dead make room."""
+
+import numpy as np
+from helpers.random_networks import networks
+from helpers.schedules import check_memory, labels, lives, main, scheduled
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import dlc
+from dlc import functional as F
+from dlc import nn
+from dlc.frontend import models
+from dlc.ir.pattern import op
+from dlc.ir.plan import ALIGNMENT, SLACK, align
+from dlc.ir.sizes import bounds
+from dlc.passes.memory import _Arena
+from dlc.passes.schedule import schedule
+
+ROWS = dlc.TensorSpec((4, 10))
+IMAGE = dlc.TensorSpec((2, 16, 8, 8))
+
+
+@settings(max_examples=80)
+@given(networks())
+def test_no_two_live_buffers_overlap(graph):
+    for made in schedule(graph)[:2]:
+        check_memory(made)
+
+
+def test_resnet18_in_little_memory():
+    prepare, made, _ = scheduled(models.resnet18().eval(), dlc.TensorSpec((2, 3, 64, 64)))
+    check_memory(prepare)
+    check_memory(made)
+    sizes = [end - start for start, end, _, _ in lives(made).values()]
+    largest = sorted(sizes)[-2:]
+    assert made.arena <= 1.25 * sum(largest)
+    assert made.arena <= sum(sizes) / 3
+
+
+@given(st.lists(st.tuples(st.integers(0, 5000), st.integers(1, 6), st.booleans()), max_size=20))
+def test_the_arena_places_any_lives(requests):
+    """Buffers come in order; some live longer than planned at first."""
+    arena, lives = _Arena(), []
+    for now, (nbytes, life, longer) in enumerate(requests):
+        offset = arena.place(nbytes, now, now + life)
+        assert offset % ALIGNMENT == 0
+        lives.append([offset, offset + nbytes, now, now + life])
+        if longer:
+            arena.extend(offset, now + life + 2)
+            lives[-1][3] += 2
+        assert offset + nbytes <= arena.size
+    for i, (start, end, first, last) in enumerate(lives):
+        for start2, end2, first2, last2 in lives[:i]:
+            assert end <= start2 or end2 <= start or last < first2 or last2 < first
+
+
+def test_a_chain_needs_two_buffers():
+    def chain(x, w):
+        for _ in range(8):
+            x = F.softmax(x @ w, -1)
+        return x
+
+    made = main(chain, dlc.TensorSpec((64, 64)), dlc.TensorSpec((64, 64)))
+    sizes = {end - start for start, end, _, _ in lives(made).values()}
+    assert made.arena <= 3 * align(max(sizes))
+
+
+def test_memory_is_planned_at_the_largest_sizes():
+    batch = dlc.Dim("batch", 1, 8)
+    model = models.lenet5().eval()
+    many = main(model, dlc.TensorSpec((batch, 1, 28, 28)))
+    eight = main(model, dlc.TensorSpec((8, 1, 28, 28)))
+    assert many.arena == eight.arena
+    for node, buffer in many.buffers.items():
+        if buffer.role == "arena":
+            assert buffer.offset + bounds(buffer.nbytes)[1] + SLACK <= many.arena, node
+
+
+# In place.
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = (nn.Conv2d(16, 16, 3, padding=1, bias=False) for _ in range(2))
+
+    def forward(self, x):
+        return F.relu(self.second(self.first(x)) + x)
+
+
+def added(made):
+    """The value that the second of three residual blocks adds, and its result."""
+    _, group, _ = (group for group in made.groups if group.label.endswith("add+relu"))
+    others = set(group.inputs) - set(group.anchor.inputs)
+    (value,) = (node for node in others if node.shape == group.outputs[0].shape)
+    return made.buffers[value], made.buffers[group.outputs[0]]
+
+
+def test_a_residual_sum_takes_its_operands_place():
+    made = main(nn.Sequential(*(Residual() for _ in range(3))), IMAGE)
+    shortcut, result = added(made)
+    assert shortcut.offset == result.offset
+    assert shortcut.layout == result.layout
+    check_memory(made)
+
+
+def test_a_value_that_is_read_later_keeps_its_place():
+    first, second, third, pool = Residual(), Residual(), Residual(), nn.AvgPool2d(2)
+
+    def function(x):
+        y = first(x)
+        return pool(third(second(y))) + pool(y)
+
+    made = main(function, IMAGE)
+    shortcut, result = added(made)
+    assert shortcut.offset != result.offset
+    check_memory(made)
+
+
+# Views.
+
+
+def test_a_reshape_of_a_value_of_ours_is_a_view():
+    def function(x, w):
+        y = op.reshape(op.tanh(x), shape=(2, 20))
+        return y @ w, op.exp(y)
+
+    made = main(function, ROWS, dlc.TensorSpec((20, 3)))
+    (view,) = (group for group in made.groups if group.view)
+    owner = view.anchor.inputs[0]
+    assert made.buffers[view.anchor].offset == made.buffers[owner].offset
+    assert made.buffers[view.anchor].role == made.buffers[owner].role == "arena"
+    assert lives(made)[made.buffers[owner].name, made.buffers[owner].offset][3] > 1
+
+
+def test_a_result_is_no_view_of_what_the_user_gave_or_got():
+    def function(x):
+        y = op.tanh(x)
+        return (
+            op.reshape(x, shape=(40,)),
+            y,
+            op.reshape(y, shape=(2, 20)),
+            op.reshape(y, shape=(8, 5)),
+        )
+
+    made = main(function, ROWS)
+    assert not any(group.view for group in made.groups)
+    assert [made.buffers[node].role for node in made.graph.outputs] == ["output"] * 4
+    assert len({made.buffers[node].name for node in made.graph.outputs}) == 4
+
+
+def test_a_result_that_only_views_a_value_is_written_in_place():
+    made = main(lambda x: op.reshape(op.softmax(x, axis=1), shape=(40,)), ROWS)
+    assert len(labels(made)) == 1
+    assert made.arena == 0
+
+
+def test_a_view_of_an_argument_stays_the_users_memory_and_is_only_read():
+    made = main(lambda x, w: op.reshape(x, shape=(2, 20)) @ w, ROWS, dlc.TensorSpec((20, 3)))
+    (view,) = (group for group in made.groups if group.view)
+    assert made.buffers[view.anchor].role == "input"
+    written = [made.buffers[n].role for g in made.groups if not g.view for n in g.outputs]
+    assert set(written) <= {"output", "arena"}
+
+
+def test_constants_of_one_content_are_one_buffer():
+    table = np.arange(40, dtype="float32").reshape(4, 10)
+    made = main(lambda x: x + table.copy() + op.reshape(table + 0, shape=(4, 10)), ROWS)
+    names = [b.name for b in made.buffers.values() if b.role == "constant"]
+    assert len(set(names)) == len(names) == 1
