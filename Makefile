@@ -15,7 +15,7 @@ demo: $(READY)
 
 # All tests that need Python alone. FLAGS goes to pytest: make test FLAGS='-k cache -x'
 test: $(READY)
-	$(BIN)/python -m pytest -m 'not system' $(FLAGS)
+	$(BIN)/python -m pytest -m 'not system' -n auto --dist worksteal $(FLAGS)
 
 # The tests that need the system packages of .ci/apt.txt.
 test-system: $(READY)

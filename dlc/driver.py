@@ -125,7 +125,7 @@ def _executable(
         runner, kernels = _Reference(optimised()), ()
     else:
         options = (opt, verify)
-        runner, kernels = _native(graph, optimised, options, threads, progress)
+        runner, kernels = _native(graph, optimised, options, threads, progress, verify)
         profiler = functools.partial(_profile, runner)
     return Executable(
         optimised,
@@ -142,12 +142,17 @@ def _executable(
 
 def optimise(graph: Graph, opt: str = "O2", verify: int = 0) -> Graph:
     """The graph after the passes of an optimisation level, checked as ``verify`` says."""
+    return _passes(verify)(graph, opt)
+
+
+def _passes(verify: int) -> Callable[..., Graph]:
+    """What runs passes over a graph, and checks each of them as ``verify`` says."""
     from dlc import passes
     from dlc.backends import reference
     from dlc.ir.values import Check
 
     check = Check(reference.run) if verify > 1 else None
-    return passes.run(graph, opt, verify=verify > 0, check=check)
+    return functools.partial(passes.run, verify=verify > 0, check=check)
 
 
 class _Reference:
@@ -177,6 +182,7 @@ def _native(
     options: tuple[object, ...],
     threads: int | None,
     progress: bool | None = None,
+    verify: int = 0,
 ) -> tuple[Any, tuple[Kernel, ...]]:
     """A runner of native code; a graph that was compiled before comes whole from the cache, without
     any pass (unless somebody wants to read what the passes choose).
@@ -191,7 +197,7 @@ def _native(
     def build() -> bytes:
         made.append(graph.name)
         with bar(f"compiling {graph.name}", progress) as report:
-            return pack(_lowered(optimised, isa, report))
+            return pack(_lowered(optimised, isa, report, verify))
 
     logger.log(debug.IR, "traced:\n%s", graph)
     reading = logger.isEnabledFor(debug.CHOICES)
@@ -224,7 +230,7 @@ def _modules(graph: Graph) -> list[list[str]]:
     return [sorted({o.module for o in node.origins if o.module}) for node in graph.nodes]
 
 
-def _lowered(optimised: Callable[[], Graph], isa: Isa, report: Report) -> Compiled:
+def _lowered(optimised: Callable[[], Graph], isa: Isa, report: Report, verify: int = 0) -> Compiled:
     """The plan and the objects of a graph, by way of passes, schedules and kernels."""
     from dlc.backends.numba_cpu.lower import Lowering
     from dlc.passes.schedule import schedule
@@ -233,7 +239,7 @@ def _lowered(optimised: Callable[[], Graph], isa: Isa, report: Report) -> Compil
     with debug.timed(logger, "passes"):
         graph = optimised()
     with debug.timed(logger, "schedule"):
-        prepare, main, prepared = schedule(graph)
+        prepare, main, prepared = schedule(graph, _passes(verify))
     for name, each in (("prepare", prepare), ("main", main)):
         logger.log(debug.IR, "%s, scheduled:\n%s", name, each.graph)
         for group in each.groups:

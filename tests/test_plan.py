@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from helpers.schedules import scheduled
+from helpers.three_ways import Known
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,16 +20,6 @@ from dlc.ir.types import DTYPES, TensorType
 from dlc.runtime.bundle import Compiled, pack, unpack
 
 DIMS = [dlc.Dim("batch", 1, 8), dlc.Dim("width", 0, 100)]
-
-
-class Known:
-    """A store in which every object is there already, so that nothing is compiled."""
-
-    def get(self, key):
-        return str(key).encode()
-
-    def put(self, key, value):
-        raise AssertionError("there was nothing to make")
 
 
 def plan_of(function, *specs):

@@ -16,6 +16,7 @@ from dlc import nn
 from dlc.errors import (
     ArgumentError,
     DTypeError,
+    ExecutionError,
     ShapeError,
     TargetError,
     TraceError,
@@ -30,8 +31,11 @@ BATCH = dlc.Dim("batch", 0, 8)
 @pytest.fixture(scope="module")
 def exe():
     """x * 2 + y of up to 8 rows of 3."""
-    rows = dlc.TensorSpec((BATCH, 3))
-    return dlc.compile(lambda x, y: x * 2 + y, rows, rows)
+    return dlc.compile(lambda x, y: x * 2 + y, spec(BATCH, 3), spec(BATCH, 3))
+
+
+def spec(*shape):
+    return dlc.TensorSpec(shape)
 
 
 def rows(count=2, dtype="float32"):
@@ -120,9 +124,7 @@ def test_batches_of_the_declared_range_only(exe):
 
 def test_a_size_that_another_argument_decides():
     n = dlc.Dim("n", 1, 4)
-    exe = dlc.compile(
-        lambda twice, once: twice[:1] * once, dlc.TensorSpec((n * 2,)), dlc.TensorSpec((n,))
-    )
+    exe = dlc.compile(lambda twice, once: twice[:1] * once, spec(n * 2), spec(n))
     four, two = np.ones(4, "f4"), np.ones(2, "f4")
     for _ in range(2):
         np.testing.assert_array_equal(exe(four, two), two)
@@ -132,13 +134,24 @@ def test_a_size_that_another_argument_decides():
 
 def test_a_size_that_nothing_decides():
     n = dlc.Dim("n", 1, 4)
-    exe = dlc.compile(lambda x: x + 1, dlc.TensorSpec((n * 2,)))
+    exe = dlc.compile(lambda x: x + 1, spec(n * 2))
     with pytest.raises(ShapeError, match="no argument has the dimension 'n' alone"):
         exe(np.ones(4, "f4"))
 
 
+def test_a_range_that_no_memory_holds():
+    n = dlc.Dim("n", 1, 2**40)
+    exe = dlc.compile(
+        lambda x: op.softmax(x @ op.transpose(x, axes=(1, 0)), axis=0) @ x, spec(n, 2)
+    )
+    with pytest.raises(
+        ExecutionError, match=r"needs .* GB of memory .*compile with a narrower Dim"
+    ):
+        exe(np.ones((4, 2), "f4"))
+
+
 def test_two_dimensions_of_one_name():
-    specs = [dlc.TensorSpec((dlc.Dim("n", 1, most),)) for most in (4, 8)]
+    specs = [spec(dlc.Dim("n", 1, most)) for most in (4, 8)]
     with pytest.raises(ShapeError, match=r"one range .* 'n', got 1\.\.4 and 1\.\.8\. Use one"):
         dlc.compile(lambda x, y: (x, y), *specs)
 
@@ -227,8 +240,7 @@ def through():
         pooled = F.max_pool2d(x, 2)
         return F.relu(x), pooled, op.amax(x, axes=(2, 3), keepdims=False), op.maximum(x, y), x > y
 
-    spec = dlc.TensorSpec((2, 3, 6, 40))
-    return dlc.compile(function, spec, spec)
+    return dlc.compile(function, *[spec(2, 3, 6, 40)] * 2)
 
 
 def test_nan_and_infinities_go_through_as_in_pytorch(through, rng):
@@ -310,6 +322,14 @@ def test_an_index_out_of_range_in_a_jitted_function():
             dlc.IndexError, match=r"take expects indices from 0 to 3, got 4 at \(0,"
         ):
             pick(x, np.array([4, 0]))
+
+
+def test_an_index_into_the_weights_that_is_wrong_from_the_start():
+    weight, index = nn.Parameter(rows(3)), np.array([1, 7])
+    exe = dlc.compile(lambda x: x + op.take(weight, index, axis=0), rows())
+    for _ in range(2):
+        with pytest.raises(dlc.IndexError, match=r"indices from 0 to 2, got 7 at \(1,\)"):
+            exe(rows())
 
 
 def test_gather_and_scattered_sums_report_too():
@@ -477,6 +497,14 @@ def test_a_number_is_part_of_what_is_compiled():
     jitted = dlc.jit(power)
     for exponent in (2, 3, 2.0, 1, True, 2):
         np.testing.assert_allclose(jitted(rows(), exponent), rows() ** exponent, 1e-6)
+
+
+def test_jitted_functions_call_each_other():
+    double = dlc.jit(lambda x: x * 2)
+    outer = dlc.jit(lambda x: double(x) + double(x + 1))
+    for _ in range(2):
+        np.testing.assert_array_equal(outer(rows()), rows() * 4 + 2)
+        np.testing.assert_array_equal(double(rows()), rows() * 2)
 
 
 def test_keywords_and_nested_arguments_of_jitted_functions():

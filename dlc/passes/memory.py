@@ -107,7 +107,7 @@ def _spent(
     """
     if group.anchor.op.kind is not Kind.CONTRACT:
         return None
-    out, anchored = group.outputs[0], set(group.anchor.inputs)
+    out, anchored = group.outputs[0], {owner.get(n, n) for n in group.anchor.inputs}
     for node in group.inputs:
         own = node in buffers and owner.get(node) is node and buffers[node].role == "arena"
         alike = own and node.type == out.type and buffers[node].layout == layouts[out]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from dlc.ir.graph import Graph
+from dlc.ir.manager import Pass
 from dlc.ir.plan import SLACK, align
 from dlc.ir.schedule import Schedule
 from dlc.ir.sizes import bounds
+from dlc.passes import run as run_passes
 from dlc.passes.fuse import fuse
 from dlc.passes.layout import AssignLayouts, layouts
 from dlc.passes.memory import assign_memory
@@ -15,9 +18,13 @@ from dlc.passes.prepare import PREPARED, split
 from dlc.passes.select import SelectAlgorithms
 
 
-def schedule(graph: Graph) -> tuple[Schedule, Schedule, int]:
-    """Schedules of `prepare` and `main`, and the bytes of prepared memory."""
-    parts = split(AssignLayouts()(SelectAlgorithms()(graph)))
+def schedule(
+    graph: Graph, run: Callable[[Graph, Sequence[Pass]], Graph] = run_passes
+) -> tuple[Schedule, Schedule, int]:
+    """Schedules of `prepare` and `main`, and the bytes of prepared memory; ``run`` runs the passes
+    that still rewrite the graph.
+    """
+    parts = split(run(graph, (SelectAlgorithms(), AssignLayouts())))
     prepare = _scheduled(parts.prepare, "prepared")
     offsets, total = {}, 0
     for node, name in zip(parts.prepare.outputs, parts.names, strict=True):

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from dlc.errors import DTypeError, IndexError, ShapeError, explain
+from dlc.errors import DTypeError, ExecutionError, IndexError, ShapeError, explain
 from dlc.ir.plan import SITES, SLACK, Address, Buffer, Plan, Scratch, Step, align
 from dlc.ir.sizes import Dim, Poly, Size, bounds, dims, evaluate, shape_text
 from dlc.ir.types import ITEMSIZE
@@ -37,7 +37,13 @@ class Memory:
     """Bytes at a cache-line boundary, with slack behind."""
 
     def __init__(self, nbytes: int):
-        self._raw = np.empty(nbytes + 2 * SLACK, np.uint8)
+        try:
+            self._raw = np.empty(nbytes + 2 * SLACK, np.uint8)
+        except (MemoryError, ValueError):
+            raise ExecutionError(
+                f"a call needs {nbytes / 1e9:.3g} GB of memory at the largest sizes that were "
+                "declared, and the system does not grant it; compile with a narrower Dim"
+            ) from None
         start = self._raw.ctypes.data
         self.address = align(start)
 

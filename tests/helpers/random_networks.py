@@ -9,7 +9,7 @@ import math
 import numpy as np
 from hypothesis import strategies as st
 
-from dlc.errors import Error
+from dlc.errors import Error, ShapeError
 from dlc.ir.graph import Graph
 from dlc.ir.node import Builder, building
 from dlc.ir.pattern import op
@@ -76,6 +76,8 @@ class Maker:
         return self.draw(st.sampled_from(options))
 
     def parameter(self, *shape):
+        if not all(isinstance(size, int) for size in shape):
+            raise ShapeError("a parameter has a fixed size")
         self.parameters += 1
         return self.builder.parameter(f"p{self.parameters}", tensor("float32", shape))
 

@@ -2,11 +2,8 @@
 
 import re
 
-import numpy as np
-
 from dlc.driver import optimise
 from dlc.frontend.trace import trace
-from dlc.ir.graph import Graph
 from dlc.ir.op import Kind
 from dlc.ir.plan import SLACK
 from dlc.ir.sizes import bounds
@@ -111,12 +108,3 @@ def check_memory(made):
             apart = end <= start2 or end2 <= start or last < first2 or last2 < first
             in_place = spent.get(key) == last == first2 or spent.get(other) == last2 == first
             assert apart or in_place, f"{key} and {other} overlap"
-
-
-def random_values(graph: Graph, rng, sizes=None):
-    """Arrays for the inputs and parameters of a graph."""
-    shapes = {
-        node.name: tuple((sizes or {}).get(str(size), size) for size in node.shape)
-        for node in (*graph.inputs, *graph.parameters)
-    }
-    return {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}

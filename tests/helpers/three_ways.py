@@ -30,7 +30,7 @@ class Known:
     """A store in which every object is there already, so that lowering compiles nothing."""
 
     def get(self, key):
-        return b""
+        return str(key).encode()
 
     def put(self, key, value):
         raise AssertionError("there was nothing to make")
