@@ -9,7 +9,7 @@ serves a whole range of batch sizes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeAlias
 
@@ -260,8 +260,3 @@ def _atom_from(value: Any) -> Dim | Floor:
 def align(nbytes: int) -> int:
     """``nbytes`` rounded up to the alignment of buffers."""
     return -(-nbytes // ALIGNMENT) * ALIGNMENT
-
-
-def names_of(buffers: Iterable[Buffer]) -> str:
-    """Buffer names for messages."""
-    return ", ".join(buffer.name for buffer in buffers)

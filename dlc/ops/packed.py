@@ -15,10 +15,11 @@ import numpy as np
 
 from dlc.errors import ShapeError
 from dlc.ir.op import OPS, Access, Array, ErrorSample, Kind, Move, OpDef, Sample
-from dlc.ir.sizes import Size, as_size, product, shape_text
+from dlc.ir.sizes import Size, product, shape_text
 from dlc.ir.types import TensorType, tensor
+from dlc.ops.window import Windows
 
-#: Output channels of a panel.
+#: Output channels of a panel, whatever the level; narrow vectors read a part of one.
 PANEL = 32
 NO_GRADIENT = "gradients are taken before algorithms are chosen"
 
@@ -169,11 +170,20 @@ relayout = OpDef(
 
 
 # Convolution with packed weights
-def conv_output(
-    size: Size, kernel: int, stride: int, padding: tuple[int, int], dilation: int
-) -> Size:
-    """Output size floor((n + p0 + p1 - d (k - 1) - 1) / s) + 1."""
-    return (as_size(size) + (padding[0] + padding[1] - dilation * (kernel - 1) - 1)) // stride + 1
+def conv_type(
+    x: TensorType,
+    channels: Size,
+    kernel: Sequence[Size],
+    padding: Pairs,
+    stride: tuple[int, int] = (1, 1),
+    dilation: tuple[int, int] = (1, 1),
+) -> TensorType:
+    """The type of a convolution of ``x``, an image of one group or of several."""
+    rows, columns = kernel
+    windows = Windows(
+        (x.shape[2], x.shape[3]), (_static(rows), _static(columns)), stride, padding, dilation
+    )
+    return tensor(x.dtype, (x.shape[0], channels, *windows.out))
 
 
 def _conv_direct_type(
@@ -189,11 +199,7 @@ def _conv_direct_type(
 ) -> TensorType:
     _expect_rank(x, 4, _IMAGE)
     kernel = w.shape[3:5] if planes else w.shape[2:4]
-    spatial = [
-        conv_output(x.shape[2 + d], _static(kernel[d]), stride[d], padding[d], dilation[d])
-        for d in range(2)
-    ]
-    return tensor(x.dtype, (x.shape[0], channels, *spatial))
+    return conv_type(x, channels, kernel, padding, stride, dilation)
 
 
 def _unpack_conv(w: Array, channels: int, groups: int, planes: bool) -> Array:
@@ -248,9 +254,7 @@ conv2d_direct = OpDef(
 def _planes_type(x: TensorType, w: TensorType, *, padding: Pairs) -> TensorType:
     _expect_rank(x, 4, _IMAGE)
     groups, _, kh, kw, channels = w.shape
-    kernel = (_static(kh), _static(kw))
-    spatial = [conv_output(x.shape[2 + d], kernel[d], 1, padding[d], 1) for d in range(2)]
-    return tensor(x.dtype, (x.shape[0], groups * channels, *spatial))
+    return conv_type(x, groups * channels, (kh, kw), padding)
 
 
 def _planes_ref(x: Array, w: Array, *, padding: Pairs) -> Array:
@@ -293,12 +297,7 @@ def _depthwise_type(
     dilation: tuple[int, int],
 ) -> TensorType:
     _expect_rank(x, 4, _IMAGE)
-    kh, kw, _ = w.shape
-    spatial = [
-        conv_output(x.shape[2 + d], _static((kh, kw)[d]), stride[d], padding[d], dilation[d])
-        for d in range(2)
-    ]
-    return tensor(x.dtype, (*x.shape[:2], *spatial))
+    return conv_type(x, x.shape[1], w.shape[:2], padding, stride, dilation)
 
 
 def _depthwise_ref(x: Array, w: Array, **attrs: Any) -> Array:

@@ -37,7 +37,7 @@ from dlc.ops.packed import (
     Pairs,
     _expect_rank,
     _pack_matrix_ref,
-    conv_output,
+    conv_type,
 )
 
 #: Width of the kernels.
@@ -95,8 +95,7 @@ def _type(x: TensorType, u: TensorType, *, channels: int, padding: Pairs, m: int
     if u.ndim != 4 or not all(map(equal, u.shape, ((m + 2) ** 2, panels, x.shape[1], PANEL))):
         shape = ((m + 2) ** 2, panels, x.shape[1], PANEL)
         raise ShapeError(f"expects transformed weights {shape}, got {u.shape}")
-    spatial = [conv_output(x.shape[2 + d], TAPS, 1, padding[d], 1) for d in range(2)]
-    return tensor(x.dtype, (x.shape[0], channels, *spatial))
+    return conv_type(x, channels, (TAPS, TAPS), padding)
 
 
 def _ref(x: Array, u: Array, *, channels: int, padding: Pairs, m: int) -> Array:

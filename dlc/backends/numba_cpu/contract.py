@@ -15,10 +15,12 @@ from dlc.backends.native.frontend import Param
 from dlc.backends.native.isa import Isa
 from dlc.backends.numba_cpu.kernel import Kernel, Sizes, make_kernel
 from dlc.backends.numba_cpu.packing import fill_panel
-from dlc.backends.numba_cpu.tiles import CHAIN, PANEL, Tile
-from dlc.backends.numba_cpu.vectors import BYTES, PLAIN, Epilogue
+from dlc.backends.numba_cpu.tiles import CHAIN, Tile
+from dlc.backends.numba_cpu.vectors import PLAIN, Epilogue
 from dlc.errors import CompileError
 from dlc.ir.sizes import Size
+from dlc.ir.types import ITEMSIZE
+from dlc.ops.packed import PANEL
 
 #: Rows of the result that are computed for all columns before the next ones are: so many, or one
 #: for every `STRETCH` products of a sum, as the more weights there are, the more use of each pays.
@@ -243,7 +245,7 @@ def _body(contraction: Contraction) -> str:
     tables = ["x", "y", *(operand.name for operand in contraction.epilogue.fulls)]
     return f"""\
     # Rows that evict each other from the cache are taken fewer at a time.
-    aliased = mod(x_pixel * {BYTES[tile.dtype]}, {ALIAS}) == 0
+    aliased = mod(x_pixel * {ITEMSIZE[tile.dtype]}, {ALIAS}) == 0
     most = {min(tile.rows, FEW)} if aliased else {tile.rows}
     # Rows are cut into tiles of equal size, the first `longer` of them one longer.
     pixels = images * height * width

@@ -21,7 +21,7 @@ from dlc.backends.numba_cpu.contract import (
 from dlc.backends.numba_cpu.depthwise import Depthwise, DepthwiseTile, depthwise_sizes
 from dlc.backends.numba_cpu.kernel import Kernel, Sizes
 from dlc.backends.numba_cpu.planes import Planes, PlanesTile
-from dlc.backends.numba_cpu.vectors import BYTES, Epilogue, Operand
+from dlc.backends.numba_cpu.vectors import Epilogue, Operand
 from dlc.backends.numba_cpu.winograd import Winograd, winograd_sizes
 from dlc.backends.numba_cpu.writer import SCRATCH, KernelSource, Value, literal, scalar_text
 from dlc.ir.node import Node
@@ -29,6 +29,7 @@ from dlc.ir.op import Kind
 from dlc.ir.plan import Layout
 from dlc.ir.schedule import Group
 from dlc.ir.sizes import Size, as_size
+from dlc.ir.types import ITEMSIZE
 
 Layouts = Mapping[Node, Layout]
 Operands = Mapping[str, Node]
@@ -52,7 +53,7 @@ def contract_kernel(group: Group, layouts: Layouts, isa: Isa) -> KernelSource:
     externs = tuple(tile.extern for tile in kernel.tiles)
     # Named by its form: a convolution and a matrix product share a kernel.
     stem = kernel.name.rsplit("_", 1)[0]
-    scratch = sizes.get("share", 0) * BYTES[group.anchor.dtype]
+    scratch = sizes.get("share", 0) * ITEMSIZE[group.anchor.dtype]
     return KernelSource(
         kernel.name, kernel.source, kernel.params, args, externs, kernel.tiles, scratch, stem
     )

@@ -14,10 +14,10 @@ from typing import Any
 
 from llvmlite import ir
 
-from dlc.backends.native.frontend import Extern, Param
+from dlc.backends.native.frontend import Param
 from dlc.backends.native.isa import Isa
 from dlc.backends.native.python_twin import python_namespace
-from dlc.backends.numba_cpu.kernel import Kernel, Sizes, make_kernel
+from dlc.backends.numba_cpu.kernel import Kernel, NativeFunction, Sizes, make_kernel
 from dlc.backends.numba_cpu.vectors import (
     PLAIN,
     POINTER,
@@ -37,7 +37,7 @@ CHANNELS = 128
 
 
 @dataclass(frozen=True)
-class DepthwiseTile:
+class DepthwiseTile(NativeFunction):
     """A native function for up to `ROWS` neighbouring pixels of the result and some channels.
 
     In C: `void name(rows, columns, x, x_pixel, x_line, w, w_tap, y, y_pixel, operands..., lines)`.
@@ -87,11 +87,6 @@ class DepthwiseTile:
             if operand.kind == "full":
                 params.append(Param(f"{operand.name}_pixel", "int64"))
         return (*params, Param("lines", "int64"))
-
-    @property
-    def extern(self) -> Extern:
-        """How kernel source calls it."""
-        return Extern(self.name, self.params)
 
     def text(self) -> str:
         """The LLVM module: a body for each number of rows, one for what is left of the columns."""

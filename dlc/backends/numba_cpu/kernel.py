@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import ast
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from dlc.backends.native.frontend import Extern, Param
 from dlc.errors import CompileError
@@ -20,17 +20,25 @@ from dlc.ir.sizes import Size
 Sizes = dict[str, Size]
 
 
-class NativeFunction(Protocol):
+class NativeFunction(ABC):
     """A function written in LLVM's text, which kernel source calls by name."""
 
     @property
+    @abstractmethod
     def name(self) -> str:
         """Its symbol."""
 
     @property
+    @abstractmethod
+    def params(self) -> tuple[Param, ...]:
+        """Its parameters in order."""
+
+    @property
     def extern(self) -> Extern:
         """How kernel source calls it."""
+        return Extern(self.name, self.params)
 
+    @abstractmethod
     def text(self) -> str:
         """The LLVM module that defines it."""
 

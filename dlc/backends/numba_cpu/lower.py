@@ -7,7 +7,7 @@ sizes only share it, and the cache finds it again in another model.
 
 from __future__ import annotations
 
-import logging
+import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -29,8 +29,6 @@ from dlc.ir.schedule import Group, Schedule
 from dlc.ir.sizes import Size, as_size, bounds
 from dlc.ir.types import TensorType
 from dlc.runtime.bundle import Compiled
-
-logger = logging.getLogger("dlc.backends.numba_cpu")
 
 
 class Store:
@@ -214,6 +212,4 @@ def _site(node: Node) -> Site:
 
 
 def _digest(*parts: object) -> str:
-    import hashlib
-
     return hashlib.sha256(repr(parts).encode()).hexdigest()

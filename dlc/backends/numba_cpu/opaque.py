@@ -30,11 +30,6 @@ def _loop(writer: Writer, name: str, extent: Size) -> Loop:
     return loop
 
 
-def _var(writer: Writer, name: str, extent: Size) -> Size:
-    """A loop variable that the source sets by itself."""
-    return as_size(_loop(writer, name, extent).var) if extent != 1 else as_size(_any(writer, name))
-
-
 def _any(writer: Writer, name: str) -> Dim:
     dim = Dim(name, 0, 1)
     writer.loops.add(dim)

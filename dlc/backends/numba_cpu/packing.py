@@ -10,8 +10,8 @@ from textwrap import indent
 
 from dlc.backends.native.frontend import Param
 from dlc.backends.numba_cpu.kernel import Kernel, Sizes, make_kernel
-from dlc.backends.numba_cpu.tiles import PANEL
 from dlc.ir.sizes import Size
+from dlc.ops.packed import PANEL
 
 #: Elements of a row that are copied before the next row's: they and their targets fit the cache.
 PIECE = 64

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 
-from dlc.backends.native.frontend import Extern, Param
+from dlc.backends.native.frontend import Param
 from dlc.backends.native.isa import Isa
 from dlc.backends.native.python_twin import python_namespace
-from dlc.backends.numba_cpu.kernel import Kernel, make_kernel
+from dlc.backends.numba_cpu.kernel import Kernel, NativeFunction, make_kernel
 from dlc.backends.numba_cpu.vectors import (
     PLAIN,
     WORD,
@@ -36,7 +36,7 @@ ACCUMULATORS = {32: 24, 16: 12}
 
 
 @dataclass(frozen=True)
-class PlanesTile:
+class PlanesTile(NativeFunction):
     """A native function for two lines, some pixels and all channels of a convolution of stride 1.
 
     In C: `void name(valid, x, x_line, x_plane, w, y, y_line, y_pixel, y_channel, operands...,
@@ -95,11 +95,6 @@ class PlanesTile:
         params += [Param(name, "int64") for name in ("y_line", "y_pixel", "y_channel")]
         params += [Param(operand.name, pointer) for operand in self.epilogue.operands]
         return (*params, Param("inputs", "int64"), Param("lines", "int64"))
-
-    @property
-    def extern(self) -> Extern:
-        """How kernel source calls it."""
-        return Extern(self.name, self.params)
 
     def twin(self) -> Callable[..., None]:
         """The same function in plain Python, for `python_twin.run`."""

@@ -26,9 +26,10 @@ from typing import Any
 
 from llvmlite import ir
 
-from dlc.backends.native.frontend import Extern, Param
+from dlc.backends.native.frontend import Param
 from dlc.backends.native.isa import Isa
 from dlc.backends.native.python_twin import python_namespace
+from dlc.backends.numba_cpu.kernel import NativeFunction
 from dlc.backends.numba_cpu.vectors import (
     PLAIN,
     POINTER,
@@ -39,9 +40,8 @@ from dlc.backends.numba_cpu.vectors import (
     declare_internal,
     word,
 )
+from dlc.ops.packed import PANEL
 
-#: Columns of a panel of packed weights, whatever the level; narrow vectors read a part of one.
-PANEL = 32
 #: The longest chain of multiply-adds, unless a tile says otherwise.
 CHAIN = 256
 #: Most rows of a tile. Two vectors of columns make twice as many accumulators; the other registers
@@ -50,7 +50,7 @@ ROWS = {"x86-64-v2": 4, "x86-64-v3": 6, "x86-64-v4": 14, "aarch64": 12}
 
 
 @dataclass(frozen=True)
-class Tile:
+class Tile(NativeFunction):
     """A native function that computes up to `rows` rows of `columns` columns.
 
     In C: `void name(rows, columns, x, x_rows, w, y, y_rows, operands..., outer, outer_step, inner,
@@ -106,11 +106,6 @@ class Tile:
                 params.append(Param(f"{operand.name}_rows", "int64*"))
         sizes = ("outer", "outer_step", "inner", "inner_step", "depth", "chunk")
         return (*params, *(Param(size, "int64") for size in sizes))
-
-    @property
-    def extern(self) -> Extern:
-        """How kernel source calls it."""
-        return Extern(self.name, self.params)
 
     def text(self) -> str:
         """The LLVM module that defines it: a body for each number of rows, and a switch."""

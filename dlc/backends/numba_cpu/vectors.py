@@ -17,9 +17,8 @@ from dlc.backends.native.emit import Emitter, emit_expression
 from dlc.backends.native.frontend import Param
 from dlc.backends.native.isa import Isa
 from dlc.errors import CompileError
+from dlc.ir.types import ITEMSIZE
 
-#: Bytes of an element.
-BYTES = {"float32": 4, "float64": 8}
 #: An expression of more operations than this is emitted in a loop rather than for each accumulator.
 SHORT = 8
 _CALLS = frozenset({"relu", "abs", "fma", "fmax", "fmin"})
@@ -124,7 +123,7 @@ class VectorFunction:
     ) -> None:
         self.function, self.epilogue = function, epilogue
         self.arg = {param.name: value for param, value in zip(params, function.args, strict=True)}
-        self.lanes, self.bytes = isa.lanes(dtype), BYTES[dtype]
+        self.lanes, self.bytes = isa.lanes(dtype), ITEMSIZE[dtype]
         self.element = ir.FloatType() if dtype == "float32" else ir.DoubleType()
         self.vector = ir.VectorType(self.element, self.lanes)
         self.zero = ir.Constant(self.vector, None)

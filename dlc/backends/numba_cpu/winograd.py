@@ -19,13 +19,12 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 
-from dlc.backends.native.frontend import Extern, Param
+from dlc.backends.native.frontend import Param
 from dlc.backends.native.isa import Isa
 from dlc.backends.native.python_twin import python_namespace
-from dlc.backends.numba_cpu.kernel import Kernel, Sizes, make_kernel
-from dlc.backends.numba_cpu.tiles import PANEL, Tile
+from dlc.backends.numba_cpu.kernel import Kernel, NativeFunction, Sizes, make_kernel
+from dlc.backends.numba_cpu.tiles import Tile
 from dlc.backends.numba_cpu.vectors import (
-    BYTES,
     PLAIN,
     WORD,
     Epilogue,
@@ -34,6 +33,8 @@ from dlc.backends.numba_cpu.vectors import (
     word,
 )
 from dlc.ir.sizes import Size
+from dlc.ir.types import ITEMSIZE
+from dlc.ops.packed import PANEL
 from dlc.ops.winograd import matrices, tiles_along
 
 #: Bytes of a cache line.
@@ -48,7 +49,7 @@ Matrix = Sequence[Sequence[float]]
 
 
 @dataclass(frozen=True)
-class InputTransform:
+class InputTransform(NativeFunction):
     """A native function: B^T d B of one tile of the input, for all channels.
 
     In C: `void name(x, x_row, x_pixel, v, v_plane, depth)`. Element (i, j) of the result, of
@@ -81,11 +82,6 @@ class InputTransform:
         x = (Param("x", pointer), Param("x_row", "int64"), Param("x_pixel", "int64"))
         return (*x, Param("v", pointer), Param("v_plane", "int64"), Param("depth", "int64"))
 
-    @property
-    def extern(self) -> Extern:
-        """How kernel source calls it."""
-        return Extern(self.name, self.params)
-
     def text(self) -> str:
         """The LLVM module that defines it."""
         module = ir.Module(self.name)
@@ -107,7 +103,7 @@ class InputTransform:
 
 
 @dataclass(frozen=True)
-class OutputTransform:
+class OutputTransform(NativeFunction):
     """A native function: A^T M A of one tile, and the epilogue, stored to the result.
 
     In C: `void name(rows, pixels, columns, p, p_plane, y, y_row, y_pixel, operands...)`. Of the
@@ -146,11 +142,6 @@ class OutputTransform:
             if name in places:
                 params += [Param(f"{name}_row", "int64"), Param(f"{name}_pixel", "int64")]
         return tuple(params)
-
-    @property
-    def extern(self) -> Extern:
-        """How kernel source calls it."""
-        return Extern(self.name, self.params)
 
     def text(self) -> str:
         """The LLVM module that defines it."""
@@ -468,7 +459,7 @@ def winograd_sizes(
     block : int, optional
         The most tiles of a block; results do not depend on it.
     """
-    line = LINE // BYTES[winograd.dtype]
+    line = LINE // ITEMSIZE[winograd.dtype]
     v_row = _odd_lines(depth, line)
     v_plane = _odd_lines(block * v_row, line)
     p_plane = _odd_lines(block * winograd.product.columns, line)

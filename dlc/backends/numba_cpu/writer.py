@@ -425,14 +425,6 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def loop_over(shape: Sequence[Size], order: Sequence[int], prefix: str = "i") -> list[Loop]:
-    """A loop for each dimension, by logical number; dimensions of size 1 have none of their own."""
-    return [
-        Loop(Dim(f"{prefix}{d}", 0, max(bounds(shape[d])[1] - 1, 0)), shape[d])
-        for d in sorted(order)
-    ]
-
-
 __all__ = [
     "HEADER",
     "Floor",
@@ -446,5 +438,4 @@ __all__ = [
     "float_literals",
     "integer_form",
     "literal",
-    "loop_over",
 ]
