@@ -4,5 +4,6 @@ common        options, and the one way in which sides are measured and printed
 models        whole models beside PyTorch
 contractions  convolutions and matrix products beside PyTorch
 compile_time  import, cold and warm start
+winograd      3x3 convolutions direct and by Winograd's algorithm, beside PyTorch
 waiting       calls that find their threads awake, asleep, crowded or on one core
 """

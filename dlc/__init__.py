@@ -23,6 +23,9 @@ _PUBLIC = {
     "parse": ("dlc.ir.text", "parse"),
     "compile": ("dlc.driver", "compile"),
     "jit": ("dlc.driver", "jit"),
+    "grad": ("dlc.driver", "grad"),
+    "value_and_grad": ("dlc.driver", "value_and_grad"),
+    "gradients": ("dlc.frontend.gradient", "gradients"),
     "trace": ("dlc.driver", "trace_graph"),
     "Error": ("dlc.errors", "Error"),
     "ShapeError": ("dlc.errors", "ShapeError"),
@@ -31,7 +34,9 @@ _PUBLIC = {
     "nn": ("dlc.frontend.nn", ""),
     "functional": ("dlc.frontend.functional", ""),
     "models": ("dlc.frontend.models", ""),
+    "optim": ("dlc.frontend.optim", ""),
     "init": ("dlc.frontend.init", ""),
+    "data": ("dlc.frontend.data", ""),
     "einsum": ("dlc.frontend.einsum", "einsum"),
     "passes": ("dlc.passes", ""),
     "config": ("dlc.config", ""),
@@ -78,17 +83,22 @@ if TYPE_CHECKING:
     from dlc import errors as errors
     from dlc import passes as passes
     from dlc.driver import compile as compile
+    from dlc.driver import grad as grad
     from dlc.driver import jit as jit
     from dlc.driver import trace_graph as trace  # noqa: F401
+    from dlc.driver import value_and_grad as value_and_grad
     from dlc.errors import DTypeError as DTypeError
     from dlc.errors import Error as Error
     from dlc.errors import IndexError as IndexError
     from dlc.errors import ShapeError as ShapeError
+    from dlc.frontend import data as data
     from dlc.frontend import functional as functional
     from dlc.frontend import init as init
     from dlc.frontend import models as models
     from dlc.frontend import nn as nn
+    from dlc.frontend import optim as optim
     from dlc.frontend.einsum import einsum as einsum
+    from dlc.frontend.gradient import gradients as gradients
     from dlc.frontend.random import seed as seed
     from dlc.frontend.summary import summary as summary
     from dlc.frontend.weights import load_weights as load_weights

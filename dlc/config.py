@@ -150,7 +150,7 @@ OPTIONS = (
         integer(0, 2),
         0,
         "How much the compiler checks itself: 1 verifies the graph after every pass, 2 also "
-        "evaluates it before and after in float64.",
+        "evaluates it before and after in float64; the passes then run for cached models too.",
     ),
     Option(
         "progress",

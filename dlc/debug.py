@@ -39,6 +39,7 @@ class _Terminal(logging.Handler):
 
 _handler = _Terminal()
 _handler.setFormatter(logging.Formatter("[%(name)s] %(message)s"))
+_level_before: int | None = None  # of the logger, where `setup` has changed it
 
 
 def setup() -> None:
@@ -46,14 +47,17 @@ def setup() -> None:
 
     A program that has set up logging keeps its own handlers; they get what the variable asks for.
     """
+    global _level_before
     rung, root = config.get("debug"), logging.getLogger("dlc")
     if rung:
+        _level_before = root.level if _level_before is None else _level_before
         root.setLevel(LADDER[rung - 1])
         if not root.hasHandlers():
             root.addHandler(_handler)
-    elif _handler in root.handlers:
+    elif _level_before is not None:
+        root.setLevel(_level_before)
         root.removeHandler(_handler)
-        root.setLevel(logging.NOTSET)
+        _level_before = None
 
 
 @contextmanager

@@ -19,9 +19,10 @@ import numpy as np
 
 from dlc import config, debug
 from dlc.errors import ArgumentError, ShapeError, TargetError, explain
-from dlc.frontend import hook
+from dlc.frontend import gradient, hook
+from dlc.frontend.gradient import Argnums
 from dlc.frontend.module import Module, version_of
-from dlc.frontend.parameter import latest_change, latest_version
+from dlc.frontend.parameter import advance, latest_change, latest_version
 from dlc.frontend.scope import active
 from dlc.frontend.trace import Traced, flatten_arguments, trace
 from dlc.frontend.tree import Structure
@@ -33,7 +34,7 @@ from dlc.report import duration, quantity
 from dlc.runtime import cache as disk
 from dlc.runtime import threads as machine
 from dlc.runtime.entry import ENTRIES as NATIVE_ENTRY
-from dlc.runtime.executable import Executable, Kernel
+from dlc.runtime.executable import Clock, Executable, Kernel
 from dlc.runtime.loader import Linked
 from dlc.runtime.pool import ENTRIES, Pool, shared
 
@@ -78,7 +79,8 @@ def compile(
     threads : int, optional
         Threads of a call; by default what the machine allows (see docs/configuration.md).
     verify : int
-        1 verifies the graph after each pass, 2 also evaluates it before and after in float64.
+        1 verifies the graph after each pass, 2 also evaluates it before and after in float64. The
+        passes then run even if the model is in the cache.
     progress : bool, optional
         Show what is being compiled; by default on a terminal (see docs/configuration.md).
     freeze : bool
@@ -99,14 +101,20 @@ def compile(
         raise ArgumentError(explain("dlc.compile", f"opt to be {', '.join(LEVELS)}", repr(opt)))
     if verify not in (0, 1, 2):
         raise ArgumentError(explain("dlc.compile", "verify to be 0, 1 or 2", repr(verify)))
-    debug.setup()
-    with debug.timed(logger, "trace"):
-        traced = trace(function, *specs)
-    verify = max(verify, config.get("verify"))
+    traced = _traced(function, specs, {})
     executable = _executable(traced, target, opt, threads, verify, progress)
     if freeze:
         executable.freeze()
     return executable
+
+
+def _traced(
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Traced:
+    """A function's graph on arguments: where every compilation begins."""
+    debug.setup()
+    with debug.timed(logger, "trace"):
+        return trace(function, *args, **kwargs)
 
 
 def _executable(
@@ -119,13 +127,13 @@ def _executable(
 ) -> Executable:
     graph = traced.graph
     _check_dims(graph)
+    verify = max(verify, config.get("verify"))
     optimised = functools.cache(lambda: optimise(graph, opt, verify))
     profiler = None
     if target == "reference":
         runner, kernels = _Reference(optimised()), ()
     else:
-        options = (opt, verify)
-        runner, kernels = _native(graph, optimised, options, threads, progress, verify)
+        runner, kernels = _native(graph, optimised, opt, threads, progress, verify)
         profiler = functools.partial(_profile, runner)
     return Executable(
         optimised,
@@ -134,7 +142,7 @@ def _executable(
         traced.parameters,
         _flattener(traced.arguments),
         _finisher(traced),
-        latest_version,
+        Clock(latest_version, advance),
         _is_flat(traced),
         profiler,
     )
@@ -158,7 +166,7 @@ def _passes(verify: int) -> Callable[..., Graph]:
 class _Reference:
     """Runs a graph op by op in NumPy."""
 
-    recent = None
+    recent = kept = None
 
     def __init__(self, graph: Graph):
         self._graph = graph
@@ -179,13 +187,13 @@ class _Reference:
 def _native(
     graph: Graph,
     optimised: Callable[[], Graph],
-    options: tuple[object, ...],
+    opt: str,
     threads: int | None,
     progress: bool | None = None,
     verify: int = 0,
 ) -> tuple[Any, tuple[Kernel, ...]]:
     """A runner of native code; a graph that was compiled before comes whole from the cache, without
-    any pass (unless somebody wants to read what the passes choose).
+    any pass (unless they are to be verified, or somebody wants to read what they choose).
     """
     from dlc.backends.native.isa import host
     from dlc.runtime.bundle import pack, unpack
@@ -200,9 +208,9 @@ def _native(
             return pack(_lowered(optimised, isa, report, verify))
 
     logger.log(debug.IR, "traced:\n%s", graph)
-    reading = logger.isEnabledFor(debug.CHOICES)
-    key = ("model", graph.structure_key(), _modules(graph), options, isa.name)
-    compiled = unpack(build() if reading else disk.CodeStore().get_or(key, build))
+    afresh = verify > 0 or logger.isEnabledFor(debug.CHOICES)
+    key = ("model", graph.structure_key(), _modules(graph), opt, isa.name)
+    compiled = unpack(build() if afresh else disk.CodeStore().get_or(key, build))
     for source in compiled.sources.values():
         logger.log(debug.SOURCE, "source:\n%s", source)
     with debug.timed(logger, f"link {len(compiled.objects)} objects"):
@@ -428,12 +436,13 @@ def _kind(structure: Structure) -> str:
 
 def _finisher(traced: Traced) -> Callable[[Sequence[Array]], Any]:
     """From the graph's outputs to the function's result; buffers get their new values."""
-    owners = {number: traced.parameters[name] for number, name in traced.graph.aliases.items()}
-    structure, results = traced.structure, len(traced.graph.outputs) - len(owners)
+    graph, structure = traced.graph, traced.structure
+    owners = {number: traced.parameters[name] for number, name in graph.aliases.items()}
+    results = len(graph.outputs) - len(owners)
 
     def finish(outputs: Sequence[Array]) -> Any:
-        for number, owner in owners.items():
-            owner.data = outputs[number]
+        for number, new in enumerate(outputs[results:], start=results):  # where nobody keeps them
+            owners[number].data = new
         return structure.build(list(outputs[:results]))
 
     return finish
@@ -443,7 +452,7 @@ def _is_flat(traced: Traced) -> bool:
     """Whether calls give plain arrays by position and get one back."""
     args, kwargs = traced.arguments.children
     arrays = all(child.kind == "leaf" for child in args.children) and not kwargs.children
-    return arrays and traced.structure.kind == "leaf" and not traced.graph.aliases
+    return arrays and traced.structure.kind == "leaf"
 
 
 class _Calls:
@@ -466,7 +475,7 @@ class _Calls:
         with self._building:
             executable = self._compiled.get(key)
             if executable is None:
-                executable = compile_call(self.function, args, kwargs)
+                executable = _executable(_traced(self.function, args, kwargs))
                 while len(self._compiled) >= KEPT_VARIANTS:
                     del self._compiled[next(iter(self._compiled))]
                 self._compiled[key] = executable
@@ -481,14 +490,6 @@ class _Calls:
         """A copy of a module compiles for itself."""
 
 
-def compile_call(
-    function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> Executable:
-    """Compile a function for the arguments of one call."""
-    traced = trace(function, *args, **kwargs)
-    return _executable(traced)
-
-
 def jit(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile a function of tensors on its first call for each combination of shapes and element
     types. Inside a trace it is the function itself.
@@ -500,6 +501,16 @@ def jit(function: Callable[..., Any]) -> Callable[..., Any]:
         return calls(args, kwargs) if active() is None else function(*args, **kwargs)
 
     return call
+
+
+def grad(function: Callable[..., Any], argnums: Argnums = 0) -> Callable[..., Any]:
+    """See `dlc.frontend.gradient.grad`; outside a trace it is compiled, on arrays."""
+    return jit(gradient.grad(function, argnums))
+
+
+def value_and_grad(function: Callable[..., Any], argnums: Argnums = 0) -> Callable[..., Any]:
+    """See `dlc.frontend.gradient.value_and_grad`; outside a trace it is compiled, on arrays."""
+    return jit(gradient.value_and_grad(function, argnums))
 
 
 def _call_module(module: Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
@@ -520,7 +531,7 @@ def trace_graph(function: Callable[..., Any], *specs: Any) -> Graph:
 
 def run_native(graph: Graph, arrays: Sequence[Array], threads: int | None = None) -> list[Array]:
     """Compile a graph as it is, expanding composite ops only, and run it once on arrays."""
-    runner, _ = _native(graph, lambda: optimise(graph, "O0"), ("graph",), threads)
+    runner, _ = _native(graph, lambda: optimise(graph, "O0"), "expanded", threads)
     runner.refresh({})
     outputs: list[Array] = runner(*arrays)
     return outputs

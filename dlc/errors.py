@@ -20,6 +20,7 @@ __all__ = [
     "ExecutionError",
     "GradientError",
     "IndexError",
+    "NumericsError",
     "OptionError",
     "ParseError",
     "RuleError",
@@ -109,6 +110,10 @@ class DTypeError(Error, TypeError):
 
 class IndexError(Error, builtins.IndexError):
     """An index or a label is out of range; a kernel found it while it ran."""
+
+
+class NumericsError(Error, ArithmeticError):
+    """A value that must be finite is NaN or infinite."""
 
 
 class OptionError(Error, ValueError):

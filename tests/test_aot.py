@@ -4,6 +4,7 @@ What a library consists of is linked by ORC here; `tests/system/test_library.py`
 do it.
 """
 
+import ctypes
 import os
 import resource
 import threading
@@ -172,6 +173,7 @@ def test_a_null_pointer(library, net):
     assert net.run([1], images(1), None) == words.BAD_ARGUMENT
     closed = Net(library, "no such file", logits)
     assert closed.run([1], images(1), images(1)) == words.BAD_ARGUMENT
+    assert bad_index(closed) == (None, -7, -7)
     closed.close()
 
 
@@ -268,7 +270,7 @@ def test_results_that_no_kernel_writes(tmp_path):
         return x, doubled, doubled.reshape(-1), doubled
 
     same, flat = ((2, 1, 28, 28), "float32"), ((2 * 784,), "float32")
-    run_as_library(
+    results = run_as_library(
         function,
         x,
         specs=[IMAGES],
@@ -276,6 +278,8 @@ def test_results_that_no_kernel_writes(tmp_path):
         dims=[2],
         folder=tmp_path,
     )
+    for result, expected in zip(results, function(x), strict=True):
+        np.testing.assert_array_equal(result, expected)
 
 
 def test_several_inputs_and_sizes(tmp_path, rng):
@@ -313,7 +317,7 @@ def test_scratch_memory(tmp_path, rng):
     x = rng.normal(size=(3, 32, 20, 21)).astype(np.float32)
     spec = dlc.TensorSpec((BATCH, *x.shape[1:]))
     assert compiled(model, spec).plan.scratch > 0
-    run_as_library(
+    [y] = run_as_library(
         model,
         x,
         specs=[spec],
@@ -322,6 +326,7 @@ def test_scratch_memory(tmp_path, rng):
         folder=tmp_path,
         parameters=model.state_dict(),
     )
+    np.testing.assert_array_equal(y, model(x))
 
 
 def test_an_index_out_of_range(tmp_path):
@@ -331,9 +336,53 @@ def test_an_index_out_of_range(tmp_path):
     shapes = lambda batch: [((batch, 4), "float32")]  # noqa: E731
     with Net(functions({host().name: made}, stored), tmp_path / "weights", shapes) as net:
         y = np.zeros((3, 4), np.float32)
+        assert bad_index(net) == (None, -7, -7)
         assert net.run([3], np.array([1, 10, 2]), y) == words.BAD_INDEX
+        assert b"lenet_bad_index says which" in net.error(words.BAD_INDEX)
+        assert bad_index(net) == (b"take expects indices from 0 to 9", 1, 10)
         [y] = net([3], np.array([1, 9, 2]))
         np.testing.assert_array_equal(y, model.state_dict()["weight"][[1, 9, 2]])
+        assert net.run([2], np.array([0, -(2**40)]), y) == words.BAD_INDEX
+        assert bad_index(net) == (b"take expects indices from 0 to 9", 1, -(2**40))
+
+
+def test_the_op_and_the_module_of_an_index_out_of_range(tmp_path):
+    """Each op has a text of its own, with the sizes that are known at call time by name."""
+
+    class Lookup(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.word, self.place = nn.Embedding(50, 4), nn.Embedding(7, 4)
+
+        def forward(self, word, place, order):
+            return (self.word(word) + self.place(place))[order]
+
+    model, indices = Lookup(), dlc.TensorSpec((BATCH,), "int64")
+    made = compiled(model, indices, indices, indices)
+    stored = write_weights(tmp_path / "weights", model.state_dict())
+    shapes = lambda batch: [((batch, 4), "float32")]  # noqa: E731
+    good, y = np.array([0, 1, 2]), np.empty((3, 4), np.float32)
+    with Net(functions({host().name: made}, stored), tmp_path / "weights", shapes) as net:
+        for which, limit, text in (
+            (0, 50, b"take (word) expects indices from 0 to 49"),
+            (1, 7, b"take (place) expects indices from 0 to 6"),
+            (2, 3, b"take expects indices from 0 to batch - 1"),
+        ):
+            given = [good, good, good]
+            given[which] = np.array([0, 1, limit])
+            assert net.run([3], *given, y) == words.BAD_INDEX
+            assert bad_index(net) == (text, 2, limit)
+        assert net.function("bad_index", ctypes.c_char_p, *[ctypes.c_void_p] * 3)(
+            net.handle, None, None
+        )
+
+
+def bad_index(net):
+    """What a library tells of the last index out of range; -7 where it wrote nothing."""
+    position, index = ctypes.c_int64(-7), ctypes.c_int64(-7)
+    tell = net.function("bad_index", ctypes.c_char_p, *[ctypes.c_void_p] * 3)
+    text = tell(net.handle, ctypes.byref(position), ctypes.byref(index))
+    return text, position.value, index.value
 
 
 # Tables.
@@ -374,13 +423,11 @@ def test_rows_of_bytes():
     assert text_row("level 44")[1:] == [0]
 
 
-def plan(inputs=("x",), outputs=("y",), name="parameter", aliases=None):
+def plan(inputs=("x",), outputs=("y",), name="parameter", role="parameter"):
     """A plan of nothing but buffers: inputs, outputs and one parameter."""
     kind = tensor("float32", (3,))
     roles = [*((n, "input") for n in inputs), *((n, "output") for n in outputs)]
-    buffers = tuple(
-        Buffer(n, role, kind, Layout.rows(1)) for n, role in [*roles, (name, "parameter")]
-    )
+    buffers = tuple(Buffer(n, role, kind, Layout.rows(1)) for n, role in [*roles, (name, role)])
     numbers = range(len(roles))
     return Plan(
         buffers,
@@ -393,7 +440,6 @@ def plan(inputs=("x",), outputs=("y",), name="parameter", aliases=None):
         0,
         input_names=inputs,
         output_names=outputs,
-        aliases=aliases or {},
     )
 
 
@@ -438,7 +484,13 @@ def empty(**changes):
         (empty(), {"parameter": np.zeros(4, "f4")}, "n", WeightsError, r"got float32\[4\]"),
         (empty(), PARAMETERS, "2d", ArgumentError, "C identifier"),
         (empty(), PARAMETERS, "a-b", ArgumentError, "name="),
-        (empty(aliases={0: "running"}), PARAMETERS, "n", ArgumentError, r"running\. Call eval"),
+        (
+            empty(name="running", role="state"),
+            PARAMETERS,
+            "n",
+            ArgumentError,
+            r"running\. Call eval",
+        ),
     ],
 )
 def test_what_cannot_be_a_library(tmp_path, levels, parameters, name, error, message):
@@ -451,6 +503,7 @@ def test_what_cannot_be_a_library(tmp_path, levels, parameters, name, error, mes
     ("compiler", "error", "message"),
     [
         ("no-such-compiler", DependencyError, "install gcc"),
+        ("/dev/null", DependencyError, "/dev/null cannot be run"),
         ("false", CompileError, "false does not link"),
         ("true", ExecutionError, "cannot write"),  # it makes no file
     ],

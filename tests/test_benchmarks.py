@@ -1,10 +1,11 @@
-"""The benchmarks' harness, with made-up times: nothing here depends on how fast a machine is."""
+"""The benchmarks: their harness, with made-up times, and that each of them still runs."""
 
 import json
 
 import pytest
 
 from benchmarks import __main__ as program
+from benchmarks import compile_time, contractions, models, waiting, winograd
 from benchmarks.common import Compared, Options, Result, comparison, summary
 from dlc.cli.turns import Subject, Times, timed
 
@@ -58,10 +59,35 @@ def test_an_unknown_benchmark(capsys):
     assert "there is no benchmark 'modles'" in capsys.readouterr().err
 
 
-def test_every_benchmark_runs_without_cases():
-    for name in ("models", "compile_time"):
-        module = __import__(f"benchmarks.{name}", fromlist=["run"])
-        assert isinstance(module.run(Options(rounds=1, only="nothing of this name")), Result)
+def test_without_cases_there_are_no_rows():
+    for module in (models, compile_time):
+        result = module.run(Options(rounds=1, only="nothing of this name"))
+        assert isinstance(result, Result)
+        assert not result.rows
+
+
+@pytest.mark.parametrize("kind", ["conv", "matmul", "linear", "depthwise"])
+def test_each_kind_of_contraction_is_measured(kind):
+    """They call kernels below every public name, and nothing else would tell that one moved."""
+    cases = [case for case in contractions.CASES if case.kind == kind]
+    case = min(cases, key=lambda case: case.flops)
+    found = contractions.subject("dlc", [contractions.CASES.index(case)], 1).measure(0.001)
+    assert 0 < found[f"{case.name}, best"] <= found[case.name] < 1
+
+
+@pytest.mark.parametrize("side", winograd.TILES)
+def test_each_way_of_a_convolution_is_measured(side):
+    case = min(winograd.CASES, key=lambda case: case.flops)
+    found = winograd.subject(side, [winograd.CASES.index(case)], 1).measure(0.001)
+    assert 0 < found[f"{case.name} fastest"] <= found[f"{case.name} seconds"] < 1
+    assert winograd.takes(case) in winograd.TILES
+
+
+def test_a_row_of_the_waiting_table(tmp_path):
+    waiting.save(tmp_path)
+    found = waiting.apart("0", str(tmp_path), Options(seconds=0.001))
+    assert 0 < found["median"] <= found["p90"] <= found["p99"]
+    assert 1 <= found["threads"] <= 2
 
 
 def test_times_are_of_single_calls():

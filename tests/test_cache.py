@@ -167,6 +167,21 @@ def test_code_version_follows_the_compilers(tmp_path, monkeypatch):
     assert len({*found, code_version()}) == 3
 
 
+def test_a_store_that_keeps_nothing(cache, monkeypatch):
+    makes = []
+
+    def make():
+        makes.append(len(makes))
+        return VALUE
+
+    monkeypatch.setattr(module, "default", lambda: cache)
+    for store, made in ((module.Store(), 2), (module.CodeStore(), 1)):
+        makes.clear()
+        assert [store.get_or(("object", 1, "name"), make) for _ in range(2)] == [VALUE] * 2
+        assert len(makes) == made
+        assert store.get(("object", 1, "name")) == (None if made == 2 else VALUE)
+
+
 # Where it is.
 
 
@@ -483,6 +498,32 @@ def test_threads_fill_one_cache(tmp_path):
         thread.join()
     assert wrong == []
     assert all(cache.get(name) is not None for name in files(cache))
+
+
+def test_clearing_while_a_thread_writes(cache):
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    failed, written = [], threading.Event()
+
+    def write():
+        try:
+            for number in range(300):
+                cache.put(digest(str(number)), VALUE)
+        except TypeError as error:
+            failed.append(error)
+        written.set()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        while not written.is_set():
+            cache.clear()
+    finally:
+        sys.setswitchinterval(interval)
+        writer.join()
+    assert not failed
+    cache.clear()
+    assert cache.stats().entries == 0
 
 
 def test_killed_between_writing_and_naming(cache):

@@ -317,8 +317,15 @@ def test_wrong_inputs(tmp_path):
     (tmp_path / "x.npy").write_text("no array")
     with pytest.raises(ArgumentError, match="is no file of one array"):
         given(f"{tmp_path}/x.npy")
+    (tmp_path / "empty.npy").touch()
+    with pytest.raises(ArgumentError, match="is no file of one array"):
+        given(f"{tmp_path}/empty.npy")
+    np.savez(tmp_path / "archive.npz", x=np.ones(3))
+    (tmp_path / "archive.npz").rename(tmp_path / "archive.npy")
+    with pytest.raises(ArgumentError, match="but an archive of several"):
+        given(f"{tmp_path}/archive.npy")
     for text in ("box=1..2", "n=3..2", "n=1", "1=1..2"):
-        with pytest.raises(ArgumentTypeError):
+        with pytest.raises(ArgumentTypeError, match=r"batch=1\.\.64, got"):
             naming.dim(text)
 
 
@@ -503,6 +510,11 @@ def test_a_side_that_fails_says_why():
     side = Side("dlc.cli.sides:peak", {"threads": 1, "dtype": "int8"})
     with pytest.raises(ExecutionError, match="peak: peak expects a dtype of float32"):
         take_turns({"peak": side}, rounds=1, seconds=0.01)
+
+
+def test_there_is_a_round_at_least():
+    with pytest.raises(ArgumentError, match="--rounds expects at least 1, got 0"):
+        take_turns({}, rounds=0)
 
 
 def test_a_side_that_dies_is_reported():

@@ -1,4 +1,4 @@
-"""Contraction kernels: products, convolutions and packing against float64, threads, edges."""
+"""Contraction kernels: products and convolutions against float64, threads, edges."""
 
 import itertools
 
@@ -16,7 +16,6 @@ from dlc.backends.numba_cpu.contract import (
     scratch_elements,
     tile_vectors,
 )
-from dlc.backends.numba_cpu.packing import conv2d_panels, matmul_panels, pack_panels, pack_rows
 from dlc.backends.numba_cpu.vectors import PLAIN, Epilogue, Operand
 from dlc.errors import CompileError
 
@@ -399,47 +398,3 @@ FENCED = """
             np.testing.assert_allclose(y, x @ w[0, :, 0, 0].T + bias + r, 1e-4, 1e-4)
     print("read nothing else")
 """
-
-
-# Packing.
-
-
-@dtypes
-def test_pack_convolution_weights(rng, dtype):
-    for shape, groups, planes in (
-        ((70, 3, 3, 2), 1, False),
-        ((70, 3, 3, 2), 1, True),
-        ((12, 100, 1, 1), 3, False),
-    ):
-        w = rng.standard_normal(shape).astype(dtype)
-        grouped = w.reshape(groups, -1, *shape[1:])
-        expected = panels(grouped if planes else grouped.transpose(0, 1, 3, 4, 2))
-        y, check = guarded(expected.shape, dtype)
-        values = {"x": w, "y": y} | conv2d_panels(shape, groups, planes)
-        run(pack_panels(dtype), HOST, values, threads=3)
-        check()
-        np.testing.assert_array_equal(y, expected)
-
-
-@pytest.mark.parametrize("transposed", [False, True])
-def test_pack_matrices(rng, transposed):
-    for batch, depth, columns in ((1, 65, 31), (3, 7, 64), (2, 130, 33), (1, 0, 4)):
-        w = rng.standard_normal((batch, columns, depth)).astype("float32")
-        expected = panels(w[:, :, None, None])
-        y, check = guarded(expected.shape, "float32")
-        x = w if transposed else np.ascontiguousarray(w.transpose(0, 2, 1))
-        values = {"x": x, "y": y} | matmul_panels(depth, columns, batch, transposed)
-        run(pack_panels("float32"), HOST, values, threads=2)
-        check()
-        np.testing.assert_array_equal(y, expected)
-
-
-def test_pack_rows(rng):
-    x = rng.standard_normal((2, 100, 70)).astype("float32")
-    y, check = guarded((2, 70, 104), "float32")
-    values = {"x": x, "y": y, "groups": 2, "rows": 70, "depth": 100}
-    values |= {"x_group": 7000, "x_row": 1, "x_depth": 70, "y_group": 70 * 104, "y_row": 104}
-    run(pack_rows("float32"), HOST, values, threads=3)
-    check()
-    np.testing.assert_array_equal(y[:, :, :100], x.transpose(0, 2, 1))
-    assert np.isnan(y[:, :, 100:]).all()

@@ -15,6 +15,7 @@ BUILTINS = {
     "ExecutionError": RuntimeError,
     "GradientError": TypeError,
     "IndexError": IndexError,
+    "NumericsError": ArithmeticError,
     "OptionError": ValueError,
     "ParseError": ValueError,
     "RuleError": RuntimeError,

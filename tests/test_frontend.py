@@ -1,7 +1,9 @@
 """Modules, parameters, tracing and weight files: what users write models in."""
 
 import copy
+import os
 import re
+import stat
 import subprocess
 import sys
 import textwrap
@@ -24,7 +26,7 @@ from dlc.errors import (
 from dlc.frontend import nn
 from dlc.frontend.module import version_of
 from dlc.frontend.trace import trace
-from dlc.frontend.weights import load_weights, read_weights, save_weights
+from dlc.frontend.weights import load_weights, save_weights
 
 
 class TorchScale(torch.nn.Module):
@@ -66,6 +68,9 @@ def test_the_tree_is_walked_as_pytorchs():
         assert names == [n for n, _ in getattr(theirs, walk)(prefix="p", remove_duplicate=False)]
     for walk in ("modules", "children", "parameters", "buffers"):
         assert len(list(getattr(ours, walk)())) == len(list(getattr(theirs, walk)()))
+    every = len(list(ours.modules(remove_duplicate=False)))
+    assert every == len(list(theirs.modules(remove_duplicate=False)))
+    assert every > len(list(ours.modules()))
     assert [n for n, _ in ours.named_parameters(recurse=False)] == []
     assert list(ours.state_dict()) == list(theirs.state_dict())
     assert list(ours.state_dict("p.")) == [f"p.{name}" for name in ours.state_dict()]
@@ -152,7 +157,9 @@ def test_a_forgotten_super_init_is_told():
 def test_containers():
     chain = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 4))
     assert [type(m).__name__ for m in chain[1:]] == ["ReLU", "Linear"]
-    assert list(chain[1:].state_dict()) == ["1.weight", "1.bias"]
+    names = list(torch.nn.Sequential(torch.nn.Tanh(), torch.nn.Linear(3, 4))[1:].state_dict())
+    assert list(nn.Sequential(nn.Tanh(), nn.Linear(3, 4))[1:].state_dict()) == names
+    assert [name for name, _ in chain[1:].append(nn.ReLU()).named_children()] == ["1", "2", "3"]
     assert chain[-1] is chain[2]
     chain[1] = nn.Tanh()
     chain.append(nn.ReLU()).insert(0, nn.Identity()).extend([nn.SiLU()])
@@ -161,17 +168,26 @@ def test_containers():
     del chain[0]
     assert len(chain) == 5
     assert [name for name, _ in chain.named_children()] == ["0", "1", "2", "3", "4"]
+    assert isinstance(chain.pop(-1), nn.SiLU)
+    assert isinstance(chain.pop(0), nn.Linear)
+    assert [name for name, _ in chain.named_children()] == ["0", "1", "2"]
     listed = nn.ModuleList(nn.Linear(2, n) for n in (3, 4))
     assert type(listed[:1]) is nn.ModuleList
-    assert listed[:1][0] is listed[0]
-    named = nn.ModuleDict({"a": nn.ReLU()})
+    assert listed[1:][0] is listed[1]
+    assert list(listed[1:].state_dict()) == ["0.weight", "0.bias"]
+    named = nn.ModuleDict([("a", nn.ReLU())])
     named["b"] = nn.Tanh()
     assert list(named) == list(named.keys()) == ["a", "b"]
     assert "b" in named
     del named["a"]
     assert len(named) == len(list(named.values())) == len(list(named.items())) == 1
-    with pytest.raises(ArgumentError, match=r"one of its names \(b\), got 'a'"):
-        named["a"]
+    for missing in (named.__getitem__, named.pop):
+        with pytest.raises(ArgumentError, match=r"one of its names \(b\), got 'a'"):
+            missing("a")
+    assert isinstance(named.pop("b"), nn.Tanh)
+    named.update({"c": nn.ReLU()})
+    named.clear()
+    assert not len(named)
     by_name = nn.Sequential({"fc": nn.Linear(2, 3), "act": nn.ReLU()})
     assert list(by_name.state_dict()) == ["fc.weight", "fc.bias"]
 
@@ -456,6 +472,8 @@ def test_a_file_that_does_not_fit_or_is_damaged(tmp_path):
             load_weights(layer, path)
     with pytest.raises(FileNotFoundError):
         load_weights(layer, tmp_path / "none.safetensors")
+    with pytest.raises(WeightsError, match="expects a safetensors file, got the folder"):
+        load_weights(layer, tmp_path)
     np.testing.assert_array_equal(layer.weight.numpy(), before["weight"])
 
 
@@ -483,15 +501,26 @@ def test_a_full_disk_leaves_the_old_file(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["w.safetensors"]
 
 
-def test_a_folder_that_is_missing_or_forbidden(tmp_path):
-    with pytest.raises(ExecutionError, match="cannot write the weights"):
-        save_weights(nn.Linear(3, 4), tmp_path / "no" / "w.safetensors")
-    assert list(read_weights_of(nn.Linear(3, 4), tmp_path)) == ["bias", "weight"]
+def test_a_place_where_no_file_can_be(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("as it was")
+    for place in ("none/w.safetensors", "folder", "file/w.safetensors"):
+        with pytest.raises(ExecutionError, match="cannot write the weights"):
+            save_weights(nn.Linear(3, 4), tmp_path / place)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder"]
+    assert not list((tmp_path / "folder").iterdir())
+    assert (tmp_path / "file").read_text() == "as it was"
 
 
-def read_weights_of(model, folder):
-    save_weights(model, folder / "m.safetensors")
-    return sorted(read_weights(folder / "m.safetensors"))
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_a_file_has_the_permissions_of_any_other(tmp_path, umask, mode):
+    path = tmp_path / "w.safetensors"
+    before = os.umask(umask)
+    try:
+        save_weights(nn.Linear(3, 4), path)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(path.stat().st_mode) == mode
 
 
 # Documentation.

@@ -339,6 +339,34 @@ def test_an_index_out_of_range_is_clamped_and_reported(way):
     assert (header[0] >> 16, header[1]) in ((4, 4), (5, -1))
 
 
+def test_an_index_outside_is_told_where_it_stands():
+    """Around it lie elements that take none, whose guarded loads meet the same index."""
+    pads = {"low": (2, 0), "high": (1, 0), "value": 7.0}
+    program = Program(
+        lambda x, i: op.pad(op.take(x, i, axis=0), **pads), spec((4, 3)), spec((3,), "int64")
+    )
+    x, i = np.ones((4, 3), "float32"), np.array([9, 0, 3])
+    for way in ("python", "compiled"):
+        (result,), header = program.run({"x": x, "i": i}, way)
+        assert (header[0] >> 16, header[1]) == (0, 9)
+        assert (result[[0, 1, 5]] == 7).all()
+        _, header = program.run({"x": x, "i": np.array([0, 1, 2])}, way)
+        assert header[0] == 0
+
+
+@pytest.mark.parametrize("name", ["i0", "i1", "h", "chunk", "row"])
+def test_a_size_that_is_called_like_a_loop(name, rng):
+    """The loop over 9 rows has the very range of this size."""
+    columns = dlc.Dim(name, 0, 8)
+    program = Program(
+        lambda x: op.pad(op.square(x), low=(0, 0), high=(0, 2), value=1.0), spec((9, columns))
+    )
+    for size in (3, 8):
+        x = rng.normal(size=(9, size)).astype("float32")
+        (result,), _ = program.run({"x": x})
+        np.testing.assert_array_equal(result, np.pad(x * x, ((0, 0), (0, 2)), constant_values=1))
+
+
 # Accuracy.
 
 

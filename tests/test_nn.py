@@ -207,12 +207,30 @@ def test_dropout_is_the_identity_in_inference_and_refused_in_training():
         (lambda: nn.Linear(3, 2.5), "out_features expects an integer of at least 1, got 2.5"),
         (lambda: nn.Conv2d(3, 4, 3, groups=2), "channels divisible by groups=2, got 3 and 4"),
         (lambda: nn.Conv2d(3, 4, 3, padding_mode="reflect"), "padding_mode='zeros', got 'reflect'"),
+        (lambda: nn.Conv2d(3, 4, 0), "Conv2d: kernel_size expects an integer of at least 1.*got 0"),
+        (lambda: nn.Conv2d(3, 4, (3, 3, 3)), r"one for columns, got \(3, 3, 3\)"),
+        (lambda: nn.Conv2d(3, 4, 3, stride=1.5), "Conv2d: stride expects an integer .* got 1.5"),
+        (lambda: nn.Conv2d(3, 4, 3, padding=-1), "padding expects an integer of at least 0"),
+        (lambda: nn.Conv2d(3, 4, 3, padding="some"), "'valid', 'same'.*got 'some'"),
+        (lambda: nn.Conv2d(3, 4, 3, 2, padding="same"), r"a stride of 1, got \(2, 2\)"),
+        (lambda: nn.LayerNorm((3, 1.5)), "normalized_shape expects an integer .* got 1.5"),
         (lambda: nn.BatchNorm2d(-1), "num_features expects an integer of at least 1, got -1"),
     ],
 )
 def test_a_layer_refuses_bad_arguments(make, message):
     with pytest.raises(ArgumentError, match=message):
         make()
+
+
+def test_counts_may_be_numpys():
+    layer = nn.Linear(np.prod((2, 3)), np.int64(4))
+    assert layer.weight.shape == (4, 6)
+    assert repr(layer) == "Linear(in_features=6, out_features=4, bias=True)"
+
+
+def test_a_layer_made_in_forward_is_told_where_it_belongs():
+    with pytest.raises(TraceError, match=r"test_nn.py:\d+.*make them in __init__, not in forward"):
+        trace(lambda x: nn.Linear(8, 2)(x), TensorSpec((3, 8)))
 
 
 KERNEL = np.ones((4, 3, 3, 3), "float32")
@@ -236,8 +254,20 @@ KERNEL = np.ones((4, 3, 3, 3), "float32")
         (lambda x: F.gelu(x, "erf"), "'none' or 'tanh'"),
         (lambda x: tensors.bmm(x, x), "bmm expects two tensors of 3 dimensions"),
         (lambda x: tensors.cat([]), "a list of one or more tensors"),
-        (lambda x: tensors.stack(x), "a list of one or more tensors, got a Node"),
-        (lambda x: tensors.arange(3, step=-1), "a step of at least 1"),
+        (lambda x: tensors.stack(x), "a list of one or more tensors, got one tensor"),
+        (lambda x: tensors.arange(3, step=-1), "a step that leads from 0 to 3, got -1"),
+        (
+            lambda x: x.flatten(4),
+            r"a dimension from -4 to 3, got 4 at test_nn.py:\d+\. The tensor is",
+        ),
+        (lambda x: x.split([3, 4], -1), r"sizes that add up to 8, got \[3, 4\] at test_nn"),
+        (lambda x: x.split(0, -1), "at least one element a part, got 0 at test_nn"),
+        (lambda x: x.__setitem__(0, 1), "cannot be changed in place at test_nn.*dlc.where"),
+        (lambda x: tensors.arange(3, step=0), "a step that leads from 0 to 3, got 0"),
+        (
+            lambda x: F.prelu(x, np.ones(4, "float32")),
+            r"one a channel of \(1, 3, 8, 8\), got \(4,\)",
+        ),
         (lambda x: tensors.randn(3), "random number has no value"),
     ],
 )
@@ -258,6 +288,10 @@ FUNCTIONS = [
     *[(name, [(2, 3), (2, 1)], ()) for name in ("eq", "ne", "lt", "le", "gt", "ge")],
     *[(name, [(2, 3), (3,)], ()) for name in ("floor_divide", "remainder")],
     ("clamp", [(2, 3)], (-0.5, 0.5)),
+    ("clamp", [(2, 3), (3,)], ()),
+    ("clamp", [(2, 3), (3,), (2, 1)], ()),
+    ("max", [(2, 3), (3,)], ()),
+    ("min", [(2, 3), (2, 3)], ()),
     ("pow", [(2, 3)], (2,)),
     ("sum", [(2, 3)], ()),
     ("sum", [(2, 3, 4)], ((0, 2), True)),
@@ -302,6 +336,27 @@ def test_a_function_computes_what_pytorchs_does(case, rng):
     several = isinstance(theirs, tuple)
     for y, expected in zip(found, theirs) if several else [(found, theirs)]:
         torch.testing.assert_close(torch.from_numpy(np.asarray(y)), expected)
+
+
+KEYWORDS = [
+    # name, arguments by keyword; of one matrix
+    ("clamp", {"max": 0.25}),
+    ("var", {"dim": 1, "unbiased": False}),
+    ("var", {"dim": (0, 1), "correction": 2, "keepdim": True}),
+    ("std", {"dim": -1, "unbiased": True, "keepdim": True}),
+    ("permute", {"dims": (1, 0)}),
+    ("flip", {"dims": [1]}),
+    ("reshape", {"shape": (3, 2)}),
+]
+
+
+@pytest.mark.parametrize("case", KEYWORDS, ids=str)
+def test_keywords_are_pytorchs(case, rng):
+    name, keywords = case
+    x = rng.normal(size=(2, 3))
+    y = outputs(lambda x: getattr(tensors, name)(x, **keywords), x)
+    expected = getattr(torch, name)(torch.from_numpy(x), **keywords)
+    torch.testing.assert_close(torch.from_numpy(y), expected)
 
 
 POSITIVE = ("log", "log1p", "rsqrt", "sqrt", "reciprocal")
@@ -399,10 +454,15 @@ def test_pad_crops_an_axis_of_symbolic_size():
     assert str(traced.graph.outputs[0].type) == "float32[n + 1, 3]"
 
 
-def test_softmax_in_another_type(rng):
-    x = rng.normal(size=(2, 3)).astype("float32")
-    y = outputs(lambda x: F.softmax(x, 1, dtype="float64"), x)
-    expected = torch.softmax(torch.from_numpy(x), 1, dtype=torch.float64)
+@pytest.mark.parametrize("name", ["softmax", "softmin", "log_softmax", "sum", "mean", "prod"])
+def test_results_in_another_type(name, rng):
+    """Computed in it, not converted at the end: the sum of an overflowing axis is finite."""
+    x = rng.normal(size=(2, 3)).astype("float32") * np.float32(2e38 if name == "sum" else 1)
+    where = F if name.startswith(("soft", "log_soft")) else tensors
+    theirs = torch.nn.functional if where is F else torch
+    y = outputs(lambda x: getattr(where, name)(x, dim=1, dtype="float64"), x)
+    expected = getattr(theirs, name)(torch.from_numpy(x), dim=1, dtype=torch.float64)
+    assert np.isfinite(y).all()
     torch.testing.assert_close(torch.from_numpy(y), expected)
 
 
@@ -418,6 +478,11 @@ def test_softmax_in_another_type(rng):
         lambda t: t.full((2,), 3),
         lambda t: t.arange(5),
         lambda t: t.arange(2, 9, 3),
+        lambda t: t.arange(7, 2, -2),
+        lambda t: t.arange(0, 1, 0.25),
+        lambda t: t.arange(2.5),
+        lambda t: t.arange(1, 2.0, 0.1),
+        lambda t: t.arange(3, 3),
         lambda t: t.eye(3),
         lambda t: t.eye(2, 3),
         lambda t: t.tensor([1.0, 2.0]),
@@ -445,6 +510,10 @@ def test_creation_follows_symbolic_sizes():
     x = np.zeros((3, 2), "float32")
     np.testing.assert_array_equal(outputs(like, x), np.arange(3)[:, None] + [3, 3])
     assert tensors.zeros_like(np.ones((2, 3), "int64")).dtype == "int64"
+    spec = TensorSpec((Dim("n", 1, 9),))
+    for step in (0.5, -1):
+        with pytest.raises(ArgumentError, match=f"an end is a symbolic size, got {step}"):
+            trace(lambda x, step=step: tensors.arange(0, x.shape[0], step), spec)
 
 
 def test_every_export_exists():
@@ -490,6 +559,8 @@ def test_a_seed_makes_models_reproducible():
     assert not np.array_equal(after, tensors.randn(2))
     random.seed(8)
     assert not np.array_equal(nn.Linear(3, 4).weight.numpy(), first["0.weight"])
+    random.seed(np.int64(8))
+    assert not np.array_equal(nn.Linear(3, 4).weight.numpy(), first["0.weight"])
     for bad in (-1, 1.5, "7", True):
         with pytest.raises(ArgumentError, match=r"dlc\.seed expects"):
             random.seed(bad)
@@ -527,7 +598,7 @@ def test_initial_distributions(name, arguments, std):
     theirs = getattr(torch.nn.init, name)(torch.zeros(60, 20, 3, 3), *arguments)
     assert abs(weight.numpy().std() / theirs.std().item() - 1) < 0.05
     with nn.init.skip():
-        assert not nn.init.uniform_(np.zeros(5)).any()
+        assert not getattr(nn.init, name)(np.zeros((60, 20, 3, 3)), *arguments).any()
 
 
 def test_exact_initial_values():
@@ -549,24 +620,27 @@ def test_orthogonal_rows_or_columns(shape):
     matrix = nn.init.orthogonal_(np.zeros(shape), gain=2.0).reshape(shape[0], -1)
     square = matrix @ matrix.T if len(matrix) <= matrix.shape[1] else matrix.T @ matrix
     np.testing.assert_allclose(square, 4 * np.eye(len(square)), atol=1e-12)
+    with nn.init.skip():
+        assert not nn.init.orthogonal_(np.zeros(shape)).any()
 
 
 @pytest.mark.parametrize(
-    "name", ["linear", "conv2d", "sigmoid", "tanh", "relu", "leaky_relu", "selu"]
+    "name",
+    ["linear", "conv2d", "conv_transpose3d", "sigmoid", "tanh", "relu", "leaky_relu", "selu"],
 )
 def test_gains(name):
     assert nn.init.calculate_gain(name) == torch.nn.init.calculate_gain(name)
 
 
 def test_bad_initialisations():
-    for function, shape, error in (
-        (lambda x: nn.init.calculate_gain("swish"), (2,), ArgumentError),
-        (nn.init.xavier_uniform_, (2,), ShapeError),
-        (lambda x: nn.init.kaiming_normal_(x, mode="fan"), (2, 2), ArgumentError),
-        (lambda x: nn.init.trunc_normal_(x, a=9.0, b=10.0), (2, 2), ArgumentError),
-        (nn.init.eye_, (2,), ShapeError),
-        (nn.init.dirac_, (2, 2), ShapeError),
-        (nn.init.orthogonal_, (2,), ShapeError),
+    for function, shape, message in (
+        (lambda x: nn.init.calculate_gain("swish"), (2,), "one of leaky_relu, .* got 'swish'"),
+        (nn.init.xavier_uniform_, (2,), r"fan_in and fan_out expects two or more axes, got \(2,\)"),
+        (lambda x: nn.init.kaiming_normal_(x, mode="fan"), (2, 2), "'fan_in' or 'fan_out', got 'f"),
+        (lambda x: nn.init.trunc_normal_(x, a=9.0, b=10.0), (2, 2), r"got \[9\.0, 10\.0\]"),
+        (nn.init.eye_, (2,), r"eye_ expects a matrix, got \(2,\)"),
+        (nn.init.dirac_, (2, 2), r"dirac_ expects a weight \(O, I, \.\.\.\)"),
+        (nn.init.orthogonal_, (2,), "orthogonal_ expects two or more axes"),
     ):
-        with pytest.raises(error):
+        with pytest.raises((ArgumentError, ShapeError), match=message):
             function(np.zeros(shape))

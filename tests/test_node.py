@@ -52,6 +52,27 @@ def test_numbers_take_the_element_type_beside_them(builder, x):
     assert (x + np.ones(3)).dtype == "float64"  # an array has a type of its own
 
 
+def test_a_number_beyond_the_element_type_beside_it_is_refused(builder, x):
+    for make in (
+        lambda: x.to("uint8") + 300,
+        lambda: x.to("uint8") * -1,
+        lambda: x.int() + 2**40,
+        lambda: x.to("uint8").masked_fill(x > 0, 256),
+    ):
+        with pytest.raises(DTypeError, match=r"is beyond (uint8|int32), .*x\.long\(\)"):
+            make()
+
+
+@pytest.mark.parametrize("order", ["<f4", ">f4", ">i8"])
+def test_a_constant_is_in_the_byte_order_of_the_machine(builder, order):
+    given = np.array([1, 2, 3], order)
+    made = builder.constant(given)
+    assert made is builder.constant(given.astype(given.dtype.name))
+    assert made is builder.node("constant", (), {"value": given})
+    assert made.attrs["value"].tolist() == [1, 2, 3]
+    assert made.attrs["value"].dtype.isnative
+
+
 def test_builders_do_not_mix(x):
     other = Builder().input("x", F32)
     assert other is not x

@@ -28,7 +28,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dlc.backends.reference import evaluate_attrs, run
-from dlc.errors import Error
+from dlc.errors import ArgumentError, Error, TraceError
 from dlc.ir.graph import Graph
 from dlc.ir.node import Builder
 from dlc.ir.op import OPS, Kind, OpDef
@@ -83,6 +83,7 @@ def count_of_inputs(op):
 def test_a_record_is_complete(op: OpDef):
     assert re.fullmatch(r"[a-z][a-z0-9_]*", op.name)
     assert op.doc
+    assert not op.doc.endswith(".")
     assert bool(op.grad) + bool(op.no_grad) == 1 or (op.expand and not op.no_grad)
     assert op.samples or op.kind is Kind.LEAF
     assert (op.scalar is not None) == (op.kind is Kind.POINTWISE)
@@ -179,11 +180,45 @@ def _with_dim(value, size, dim):
 # Errors.
 
 
+@each(ALL)
+def test_another_number_of_inputs_is_refused(op: OpDef):
+    least, most = op.arity if isinstance(op.arity, tuple) else (op.arity, op.arity)
+    counts = [len(sample.arrays) for sample in samples(op)] if op.samples else []
+    assert all(least <= count <= most for count in counts)
+    for count in {least - 1, most + 1} - {-1, math.inf}:
+        with pytest.raises(ArgumentError, match=rf"^{op.name} expects .* inputs?, got {count}\b"):
+            op_graph(op, [tensor("float32", (2, 2))] * count, {})
+
+
+@each(WITH_SAMPLES)
+def test_an_unknown_attribute_is_refused(op: OpDef):
+    sample = samples(op)[0]
+    with pytest.raises(ArgumentError, match=rf"(?s)^{op.name} .*colour"):
+        op_graph(op, types_of(sample), {**sample.attrs, "colour": 3})
+
+
+@each([op for op in ALL if op.arity and op.name != "project"])
+def test_several_outputs_at_once_are_no_operand(op: OpDef):
+    least = op.arity[0] if isinstance(op.arity, tuple) else op.arity
+    builder = Builder()
+    x, c = (
+        builder.input("x", tensor("float32", (2, 3))),
+        builder.input("c", tensor("float32", (3,))),
+    )
+    several = builder.node("batch_norm_train", (x, c, c))
+    for place in range(least):
+        inputs = [several if i == place else x for i in range(least)]
+        with pytest.raises(TraceError, match=r"batch_norm_train.* has 3 outputs; take one with"):
+            builder.node(op, tuple(inputs), samples(op)[0].attrs)
+
+
 # Ops of one tensor that take any.
-TAKES_ALL = {"isnan", "logical_not"} | {op.name for op in ALL if op.promotes == "float"} - {"div"}
+TAKES_ALL = {"isnan", "logical_not", "detach"} | {
+    op.name for op in ALL if op.promotes == "float"
+} - {"div"}
 
 
-@each([op for op in ALL if op.torch and op.name not in TAKES_ALL])
+@each([op for op in ALL if op.name not in TAKES_ALL])
 def test_errors_say_op_and_what_came(op: OpDef):
     cases = list(op.errors())
     assert cases
@@ -230,7 +265,12 @@ def test_the_rule_of_a_composite_is_the_gradient_of_its_expansion(op: OpDef):
         node = node_of(graph)
         made = op.expand(*node.inputs, **node.attrs)
         outputs = made if isinstance(made, tuple) else (made,)
-        check_gradient(dataclasses.replace(graph, outputs=outputs), arrays, wrt, rng)
+        of_rule = gradient_graph(graph, wrt)
+        of_expansion = gradient_graph(dataclasses.replace(graph, outputs=outputs), wrt)
+        cotangents = of_rule.inputs[len(graph.inputs) :]
+        arrays |= {node.name: rng.normal(size=node.shape) for node in cotangents}
+        for a, b in zip(run(of_rule, arrays), run(of_expansion, arrays), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-10)
 
 
 # PyTorch.

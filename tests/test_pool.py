@@ -328,6 +328,29 @@ def test_collected_pool_ends_its_threads(linked):
     wait_until(lambda: not workers())
 
 
+def test_closing_waits_by_words_of_its_own(linked):
+    """The scratch words belong to the call that is still under way."""
+    pool = Pool(linked, 2, whole_team=True)
+    cells = lines(2)
+    call = frames.Frame(linked, 2, [("burn", [cells.ctypes.data, 100_000_000], False)])
+    caller = threading.Thread(target=pool.call, args=(call.address,))
+    caller.start()
+    wait_until(lambda: pool._words[frame.POOL_BUSY] == 1)
+    closer = threading.Thread(target=pool.close)
+    closer.start()
+    while closer.is_alive() and caller.is_alive():
+        pool._words[frame.POOL_SCRATCH : frame.POOL_SCRATCH + 2] = 60, 0  # seconds, as a sleep
+    caller.join()
+    closer.join(10)
+    assert not closer.is_alive()
+
+
+def test_a_closed_team_looks_like_no_number_of_reports():
+    """A sleeping thread compares the low half of a word; late reports still count up from there."""
+    low = {(frame.TEAM_CLOSED + late) % (1 << 32) for late in range(1 << 12)}
+    assert min(low) >= 1 << 12
+
+
 def test_signals_are_not_for_workers(pool):
     wait_until(lambda: worker_words(pool)[frame.THREAD_ID] > 0)
     thread = worker_words(pool)[frame.THREAD_ID]

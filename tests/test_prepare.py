@@ -61,6 +61,28 @@ def test_folding_and_packing_are_prepared():
     assert any("sqrt" in name for name in labels(prepare))
 
 
+BATCH = dlc.Dim("batch", 2, 5)
+TABLE = nn.Parameter(np.arange(12, dtype="float32").reshape(4, 3))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: (TABLE[0] * 2).expand(x.shape[0], 3),
+        lambda x: x + (TABLE[1] * 2).expand(x.shape[0], 3).sum(0),
+        lambda x: op.concat((TABLE[:1] * 2).expand(x.shape[0], 3), x, axis=1),
+        lambda x: op.tanh(TABLE)[x.shape[0] - 2 : x.shape[0] - 1] + x,
+        lambda x: op.pad(op.tanh(TABLE), low=(x.shape[0] - 2, 0), high=(1, 0), value=1.0)[:2],
+    ],
+)
+def test_what_a_named_dimension_decides_is_left_to_the_call(function):
+    rows = dlc.TensorSpec((BATCH, 3))
+    exe, slow = (dlc.compile(function, rows, target=target) for target in ("cpu", "reference"))
+    for batch in (5, 2, 3):
+        x = np.ones((batch, 3), "float32")
+        np.testing.assert_allclose(exe(x), slow(x), rtol=1e-5)
+
+
 def test_without_parameters_there_is_nothing_to_prepare():
     prepare, _, nbytes = scheduled(lambda x: x + 1, ROWS)
     assert prepare.groups == ()

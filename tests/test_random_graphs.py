@@ -20,9 +20,8 @@ from dlc.passes import pipelines, select
 
 def runner_of(graph, level, threads=2):
     """A graph, compiled; its parameters are not given yet."""
-    options = (level, 0)
     optimised = lambda: driver.optimise(graph, level)  # noqa: E731
-    return driver._native(graph, optimised, options, threads)[0]
+    return driver._native(graph, optimised, level, threads)[0]
 
 
 def compare(got, exact):

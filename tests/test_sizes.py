@@ -190,6 +190,20 @@ def test_what_cannot_be_decided_names_both_sides():
     assert not equal(as_size(N), 6)
 
 
+def test_distances_from_the_minimum_decide_what_intervals_do_not():
+    n, m = as_size(Dim("n", 1, 8)), as_size(Dim("m", 0, 3))
+    assert bounds(n * n - n) == (0, 56)
+    assert bounds((n - 1) * (m + 2)) == (0, 35)
+    assert not less(n * n, n)
+
+
+def test_a_remainder_is_no_dim_of_the_users():
+    n, m = as_size(Dim("remainder_0", 0, 1)), as_size(Dim("m", 0, 3))
+    even = 2 * ((m + n) // 2)
+    assert evaluate(even, {"remainder_0": 1, "m": 3}) == 4
+    assert bounds(even)[1] >= 4
+
+
 def test_a_remainder_decides_what_intervals_do_not():
     n = as_size(Dim("n", 1, 64))
     assert not less(2 * ((n + 1) // 2), n)
@@ -272,10 +286,20 @@ def test_what_is_no_size_is_refused(value):
 
 
 @pytest.mark.parametrize(
-    ("name", "low", "high"), [("a b", 1, 2), ("n", 3, 2), ("n", -1, 2), ("n", 1.0, 2)]
+    ("name", "low", "high", "message"),
+    [
+        ("a b", 1, 2, "other than Python's keywords, such as 'batch'; got 'a b'"),
+        ("for", 1, 2, "got 'for'"),
+        ("None", 1, 2, "got 'None'"),
+        ("", 1, 2, "got ''"),
+        (3, 1, 2, "got 3"),
+        ("n", 3, 2, r"expects integers 0 <= min <= max, got 3\.\.2"),
+        ("n", -1, 2, r"got -1\.\.2"),
+        ("n", 1.0, 2, r"got 1\.0\.\.2"),
+    ],
 )
-def test_a_dim_is_checked(name, low, high):
-    with pytest.raises(ShapeError):
+def test_a_dim_is_checked(name, low, high, message):
+    with pytest.raises(ShapeError, match=message):
         Dim(name, low, high)
 
 

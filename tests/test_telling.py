@@ -63,6 +63,7 @@ def test_a_program_with_logging_of_its_own_keeps_it(caplog):
         logging.getLogger("dlc.test").log(debug.CHOICES, "chosen")
         logging.getLogger("dlc.test").log(debug.SOURCE, "source")
     debug.setup()
+    logging.getLogger("dlc.test").log(debug.CHOICES, "after the block")
     assert caplog.messages == ["chosen"]
 
 
@@ -74,7 +75,17 @@ def test_the_block_ends(capsys, monkeypatch):
             debug.setup()
             logger.log(debug.SUMMARY, "told")
             assert capsys.readouterr().err == printed
-    logging.getLogger("dlc").setLevel(logging.NOTSET)
+
+
+def test_a_level_that_a_program_has_set_comes_back(monkeypatch):
+    logger = logging.getLogger("dlc")
+    monkeypatch.setattr(logger, "level", logging.ERROR)
+    for rung in (2, 5):
+        with config.override(debug=rung):
+            debug.setup()
+    assert logger.level < logging.ERROR
+    debug.setup()
+    assert logger.level == logging.ERROR
 
 
 def test_the_ladder_is_in_order():

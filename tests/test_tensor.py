@@ -370,6 +370,8 @@ def test_slices_of_a_symbolic_size_are_numpys_or_undecided(part, size):
         (lambda x: x & 1, DTypeError, "& expects bool tensors, got float32"),
         (lambda x: (x > 0) | 1, DTypeError, "got int"),
         (lambda x: ~x, DTypeError, "~ expects bool tensors"),
+        (lambda x: x.to(None), DTypeError, "element types are .*; got 'None'"),
+        (lambda x: x.to(x), DTypeError, "element types are bool, uint8"),
         (lambda x: x.long() ** -1, DTypeError, "pow expects an exponent >= 0 for int64"),
         (lambda x: x.long() ** x.long(), DTypeError, "pow expects a tensor of floats"),
         (lambda x: x.sum(3), ShapeError, "sum expects an axis from -2 to 1, got 3"),

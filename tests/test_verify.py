@@ -152,6 +152,20 @@ def test_graphs_that_builders_make_pass(graph):
     verify(graph)
 
 
+def test_a_long_graph_is_verified_in_one_walk_a_check():
+    def chain(x):
+        for _ in range(4000):
+            x = op.neg(op.exp(x))
+        return x
+
+    graph, walks = graph_of(X, chain), []
+    nodes = Graph.nodes.fget
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Graph, "nodes", property(lambda g: walks.append(g) or nodes(g)))
+        verify(graph)
+    assert len(walks) <= 2 * len(CHECKS)
+
+
 def test_an_alias_of_the_right_type_and_an_unused_input_pass():
     graph = graph_of((*XY, f32(BATCH)), lambda x, y, z: (x + 1.0, y + param("w", 4)))
     verify(replace(graph, aliases={0: "x0"}))

@@ -198,9 +198,11 @@ def _array(path: str) -> Array:
     import numpy as np
 
     try:
-        found: Array = np.load(path, allow_pickle=False)
-    except ValueError as error:
+        found = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError) as error:
         raise ArgumentError(f"{path} is no file of one array: {error}") from None
+    if not isinstance(found, np.ndarray):
+        raise ArgumentError(f"{path} is no file of one array, but an archive of several (.npz)")
     return found
 
 

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from dlc.errors import Error, ExecutionError
+from dlc.errors import ArgumentError, Error, ExecutionError, explain
 
 __all__ = ["Side", "Subject", "Times", "take_turns", "timed"]
 
@@ -140,9 +140,13 @@ def take_turns(
 
     Raises
     ------
+    ArgumentError
+        There is no round.
     ExecutionError
         A side failed; the message says why.
     """
+    if rounds < 1:
+        raise ArgumentError(explain("--rounds", "at least 1", str(rounds)))
     total = len(sides) * (rounds + 1)
     found: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
     with contextlib.ExitStack() as stack:

@@ -8,8 +8,11 @@ tree         nested tuples, lists and dicts of arguments and results
 trace        runs a function on symbols and gives its graph
 tensors      functions of tensors: dlc.exp, dlc.cat;  einsum: dlc.einsum
 functional   functions of neural networks: F.conv2d, F.softmax
+gradient     gradients of functions, and of values in others
+losses       loss functions;  optim: optimisers and schedules of their learning rates
 random       the generator behind dlc.seed;  init: initial values of parameters
 nn           layers, a family a file
 weights      safetensors files
+data         data sets, splits, batches, augmentations
 models       the zoo: LeNet, MLP, ResNet, VGG
 """

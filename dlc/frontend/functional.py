@@ -11,6 +11,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from dlc.errors import ArgumentError, ShapeError, TraceError, explain
+from dlc.frontend.losses import (
+    binary_cross_entropy,
+    binary_cross_entropy_with_logits,
+    cross_entropy,
+    huber_loss,
+    kl_div,
+    l1_loss,
+    mse_loss,
+    nll_loss,
+    smooth_l1_loss,
+)
 from dlc.frontend.parameter import Buffer
 from dlc.frontend.scope import active, here
 from dlc.frontend.tensors import arange, as_tensor, cast, flatten, full, sigmoid, tanh
@@ -21,20 +32,28 @@ __all__ = [
     "adaptive_avg_pool2d",
     "avg_pool2d",
     "batch_norm",
+    "binary_cross_entropy",
+    "binary_cross_entropy_with_logits",
     "celu",
     "conv2d",
+    "cross_entropy",
     "dropout",
     "elu",
     "embedding",
     "flatten",
     "gelu",
     "hardtanh",
+    "huber_loss",
+    "kl_div",
+    "l1_loss",
     "layer_norm",
     "leaky_relu",
     "linear",
     "log_softmax",
     "logsigmoid",
     "max_pool2d",
+    "mse_loss",
+    "nll_loss",
     "one_hot",
     "pad",
     "prelu",
@@ -43,6 +62,7 @@ __all__ = [
     "selu",
     "sigmoid",
     "silu",
+    "smooth_l1_loss",
     "softmax",
     "softmin",
     "softplus",
@@ -80,9 +100,12 @@ def leaky_relu(input: object, negative_slope: float = 0.01, inplace: bool = Fals
 def prelu(input: object, weight: object) -> Node:
     """x above zero, ``weight`` x below; the weight is one slope, or one a channel (axis 1)."""
     x, slope = as_tensor(input), as_tensor(weight)
-    if slope.ndim == 1 and x.ndim > 2 and slope.shape != (1,):
-        slope = slope.reshape(-1, *[1] * (x.ndim - 2))
-    return apply("prelu", x, slope)
+    if slope.shape in ((), (1,)):
+        return apply("prelu", x, slope)
+    if slope.shape != x.shape[1:2]:
+        expected = f"one slope, or one a channel of {shape_text(x.shape)}"
+        raise ShapeError(explain("prelu", expected, shape_text(slope.shape), where=here()))
+    return apply("prelu", x, slope.reshape(-1, *[1] * (x.ndim - 2)))
 
 
 def elu(input: object, alpha: float = 1.0, inplace: bool = False) -> Node:
@@ -122,21 +145,17 @@ def logsigmoid(input: object) -> Node:
 
 def softmax(input: object, dim: int, dtype: object = None) -> Node:
     """exp(x) over its sum along ``dim``; computed in ``dtype`` where one is given."""
-    return apply("softmax", _typed(input, dtype), axis=dim)
+    return as_tensor(input).softmax(dim, dtype)
 
 
 def softmin(input: object, dim: int, dtype: object = None) -> Node:
     """The softmax of -x along ``dim``."""
-    return apply("softmax", -_typed(input, dtype), axis=dim)
+    return (-as_tensor(input)).softmax(dim, dtype)
 
 
 def log_softmax(input: object, dim: int, dtype: object = None) -> Node:
     """The logarithm of the softmax along ``dim``, without overflow."""
-    return apply("log_softmax", _typed(input, dtype), axis=dim)
-
-
-def _typed(input: object, dtype: object) -> Node:
-    return as_tensor(input) if dtype is None else cast(input, dtype)
+    return as_tensor(input).log_softmax(dim, dtype)
 
 
 # Layers with weights.
@@ -187,18 +206,23 @@ def conv2d(
     return y + b.reshape(-1, 1, 1)
 
 
+def check_padding(padding: Pair | str, stride: Pair) -> None:
+    """Refuse words that conv2d does not know, and "same" where it has no meaning."""
+    if isinstance(padding, str) and padding not in ("valid", "same"):
+        expected = "padding as 'valid', 'same', an int or a pair of ints"
+        raise ArgumentError(explain("conv2d", expected, repr(padding), where=here()))
+    if padding == "same" and stride not in (1, (1, 1), [1, 1]):
+        message = explain("padding='same'", "a stride of 1", repr(stride), where=here())
+        raise ArgumentError(message)
+
+
 def _padding(padding: Any, w: Node, stride: Pair, dilation: Pair) -> Any:
     """Padding in the op's form; "same" splits what the window reaches beyond one element."""
+    check_padding(padding, stride)
     if not isinstance(padding, str):
         return padding
     if padding == "valid":
         return 0
-    if padding != "same":
-        expected = "padding as 'valid', 'same', an int or a pair of ints"
-        raise ArgumentError(explain("conv2d", expected, repr(padding), where=here()))
-    if stride not in (1, (1, 1), [1, 1]):
-        message = explain("padding='same'", "a stride of 1", repr(stride), where=here())
-        raise ArgumentError(message)
     steps = (dilation, dilation) if isinstance(dilation, int) else dilation
     reach = [step * (size - 1) for step, size in zip(steps, w.shape[2:], strict=True)]
     return tuple((total // 2, total - total // 2) for total in reach)
@@ -366,7 +390,7 @@ def layer_norm(
 
 def trailing(sizes: int | Sequence[int]) -> tuple[int, ...]:
     """Sizes of the last axes, given as one or several, as a tuple."""
-    return (sizes,) if isinstance(sizes, int) else tuple(sizes)
+    return tuple(sizes) if isinstance(sizes, Sequence) else (sizes,)
 
 
 # The rest.

@@ -63,6 +63,8 @@ def trunc_normal_(
     if mass < 1e-3:
         expected = "an interval [a, b] that holds a thousandth of the distribution"
         raise ArgumentError(explain("trunc_normal_", expected, f"[{a}, {b}]"))
+    if _skipping.get():
+        return tensor
     values = random.normal(tensor.shape, _dtype(tensor), mean, std)
     while (outside := (values < a) | (values > b)).any():
         count = (int(outside.sum()),)
@@ -137,6 +139,8 @@ def orthogonal_(tensor: T, gain: float = 1.0) -> T:
     """A random (semi-)orthogonal matrix, later axes taken together: Saxe et al., 2013."""
     if tensor.ndim < 2:
         raise ShapeError(explain("orthogonal_", "two or more axes", shape_text(tensor.shape)))
+    if _skipping.get():
+        return tensor
     rows = tensor.shape[0]
     columns = math.prod(tensor.shape[1:])
     normal = random.normal((max(rows, columns), min(rows, columns)), "float64")
@@ -157,8 +161,9 @@ def calculate_gain(nonlinearity: str, param: float | None = None) -> float:
     return _GAINS[nonlinearity]
 
 
-_LINEAR = ("linear", "conv1d", "conv2d", "conv3d", "sigmoid")
-_GAINS = dict.fromkeys(_LINEAR, 1.0) | {"tanh": 5 / 3, "relu": math.sqrt(2.0), "selu": 0.75}
+_CONVOLUTIONS = [f"conv{way}{rank}d" for way in ("", "_transpose") for rank in (1, 2, 3)]
+_GAINS = dict.fromkeys(("linear", *_CONVOLUTIONS, "sigmoid"), 1.0)
+_GAINS |= {"tanh": 5 / 3, "relu": math.sqrt(2.0), "selu": 0.75}
 
 
 def fans(shape: tuple[int, ...]) -> tuple[int, int]:

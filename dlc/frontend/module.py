@@ -172,15 +172,15 @@ class Module:
     def __dir__(self) -> list[str]:
         return sorted({*super().__dir__(), *self._parameters, *self._buffers, *self._modules})
 
-    def register_parameter(self, name: str, parameter: Parameter | None) -> None:
+    def register_parameter(self, name: str, param: Parameter | None) -> None:
         """Register a parameter, or None to say that there is none of this name."""
-        self._register_checked(name, parameter, Parameter)
+        self._register_checked(name, param, Parameter)
 
-    def register_buffer(self, name: str, value: Any, persistent: bool = True) -> None:
+    def register_buffer(self, name: str, tensor: Any, persistent: bool = True) -> None:
         """Register an array that is no parameter, or None; if persistent, of the state dict."""
-        if value is not None and not isinstance(value, Buffer):
-            value = Buffer(value, persistent)
-        self._register_checked(name, value, Buffer)
+        if tensor is not None and not isinstance(tensor, Buffer):
+            tensor = Buffer(tensor, persistent)
+        self._register_checked(name, tensor, Buffer)
 
     def register_module(self, name: str, module: Module | None) -> None:
         """Register a submodule, as assigning it to an attribute does."""
@@ -218,9 +218,10 @@ class Module:
                 path = f"{prefix}.{name}" if prefix else name
                 yield from module.named_modules(memo, path, remove_duplicate)
 
-    def modules(self) -> Iterator[Module]:
-        """This module and all below it."""
-        return (module for _, module in self.named_modules())
+    def modules(self, remove_duplicate: bool = True) -> Iterator[Module]:
+        """This module and all below it; a shared one once, unless asked otherwise."""
+        named = self.named_modules(remove_duplicate=remove_duplicate)
+        return (module for _, module in named)
 
     def named_children(self) -> Iterator[tuple[str, Module]]:
         """Name and module of the direct submodules."""
@@ -377,11 +378,11 @@ class Module:
             parameter.requires_grad = requires_grad
         return self
 
-    def apply(self, function: Callable[[Module], object]) -> Self:
-        """Call ``function`` on every module below this one and then on it; returns the module."""
+    def apply(self, fn: Callable[[Module], object]) -> Self:
+        """Call ``fn`` on every module below this one and then on it; returns the module."""
         for child in self.children():
-            child.apply(function)
-        function(self)
+            child.apply(fn)
+        fn(self)
         return self
 
     # What is printed.

@@ -2,13 +2,15 @@
 
 They own their storage, which is read-only outside and changes only by assignment of a whole array;
 each assignment gives a new version, so that everything compiled for the model knows when to read
-the value again.
+the value again. What a compiled call gives new values is lent to it, and read back when asked for.
 """
 
 from __future__ import annotations
 
 import itertools
-from typing import Any
+import math
+import threading
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -20,6 +22,7 @@ from dlc.ir.sizes import shape_text
 from dlc.ir.types import DTYPES, FLOATS, TensorType, tensor
 
 _versions = itertools.count(1)  # `next` is atomic under the GIL
+_storing = threading.Lock()  # held while a variable changes its owner or value
 _moments = itertools.count(1)
 _latest = 0
 _newest = 0
@@ -48,6 +51,22 @@ def latest_version() -> int:
     return _newest
 
 
+def advance() -> int:
+    """A new newest version, for values that change elsewhere."""
+    global _newest
+    _newest = version = next(_versions)
+    return version
+
+
+class Keeper(Protocol):
+    """Who keeps the values of variables that are lent, such as a compiled training step."""
+
+    version: int
+
+    def read(self, name: str) -> np.ndarray[Any, Any]:
+        """A copy of the value that it keeps under a name."""
+
+
 class Variable(Arithmetic):
     """An array that a model owns.
 
@@ -59,11 +78,6 @@ class Variable(Arithmetic):
     data : array-like or Variable
         The first value, copied. Python numbers become float32, arrays keep their element type.
 
-    Attributes
-    ----------
-    version : int
-        Grows with every new value. Read it before the value: then the pair is never stale.
-
     Raises
     ------
     DTypeError
@@ -72,13 +86,47 @@ class Variable(Arithmetic):
 
     role = "parameter"
     dtypes: tuple[str, ...] = FLOATS
-    __slots__ = ("__weakref__", "_array", "_changed", "version")
+    __slots__ = ("__weakref__", "_changed", "_keeper", "_type", "_value", "_version")
 
     def __init__(self, data: object):
         self._store(_owned(data, self.dtypes, type(self).__name__))
         self._changed = 0
 
     # The value, outside a trace.
+
+    @property
+    def version(self) -> int:
+        """Grows with every new value. Read it before the value: then the pair is never stale."""
+        keeper = self._keeper
+        return self._version if keeper is None else keeper[0].version
+
+    @property
+    def _array(self) -> np.ndarray[Any, Any]:
+        keeper = self._keeper
+        if keeper is not None:
+            version = keeper[0].version
+            if self._version != version:
+                array = keeper[0].read(keeper[1])
+                array.flags.writeable = False
+                with _storing:
+                    if self._keeper is keeper:
+                        self._value, self._version = array, version
+                return array
+        return self._value
+
+    def lend(self, keeper: Keeper, name: str, version: int) -> bool:
+        """Let ``keeper`` keep the value from now on, under a name; False if the value is no longer
+        that of ``version``.
+        """
+        with _storing:
+            if self.version != version:
+                return False
+            self._keeper, self._version = (keeper, name), -1
+            return True
+
+    def lent_to(self, keeper: Keeper) -> bool:
+        """Whether ``keeper`` keeps the value."""
+        return self._keeper is not None and self._keeper[0] is keeper
 
     def numpy(self) -> np.ndarray[Any, Any]:  # type: ignore[override]
         """The value, as a read-only view; it never changes, a later value is another array."""
@@ -99,9 +147,9 @@ class Variable(Arithmetic):
     @data.setter
     def data(self, value: object) -> None:
         array = as_array(value)
-        if array.shape != self._array.shape:
-            raise ShapeError(self._refusal("shape", shape_text(self._array.shape), array.shape))
-        if array.dtype != self._array.dtype:
+        if array.shape != self.shape:
+            raise ShapeError(self._refusal("shape", shape_text(self.shape), array.shape))
+        if array.dtype.name != self.dtype:
             advice = f"Convert it with .astype(np.{self.dtype}), or use copy_, which converts."
             raise DTypeError(self._refusal("type", self.dtype, array.dtype.name, advice))
         self._store(np.array(array, order="C"))
@@ -118,7 +166,7 @@ class Variable(Arithmetic):
         if not np.can_cast(array.dtype, self.dtype, "same_kind"):
             advice = f"Convert it with .astype(np.{self.dtype}) if that is meant."
             raise DTypeError(self._refusal("type", self.dtype, array.dtype.name, advice))
-        self.data = np.broadcast_to(array.astype(self.dtype), self._array.shape)
+        self.data = np.broadcast_to(array.astype(self.dtype), self.shape)
         return self
 
     def retype(self, dtype: str) -> None:
@@ -129,9 +177,10 @@ class Variable(Arithmetic):
 
     def _store(self, array: np.ndarray[Any, Any]) -> None:
         array.flags.writeable = False
-        global _newest
-        self._array = array
-        self.version = _newest = next(_versions)
+        with _storing:
+            self._keeper: tuple[Keeper, str] | None = None
+            self._value, self._type = array, tensor(array.dtype.name, array.shape)
+            self._version = advance()
 
     def _refusal(self, what: str, expected: object, got: object, advice: str = "") -> str:
         expected = f"an array of {what} {expected}"
@@ -162,30 +211,30 @@ class Variable(Arithmetic):
     @property
     def type(self) -> TensorType:
         """Element type and shape."""
-        return tensor(self._array.dtype.name, self._array.shape)
+        return self._type
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Sizes of the dimensions."""
-        return tuple(self._array.shape)
+        return self._type.shape
 
     @property
     def dtype(self) -> str:
         """Name of the element type."""
-        return str(self._array.dtype.name)
+        return self._type.dtype
 
     @property
     def ndim(self) -> int:
         """Number of dimensions."""
-        return self._array.ndim
+        return len(self.shape)
 
     def numel(self) -> int:
         """Number of elements."""
-        return self._array.size
+        return math.prod(self.shape)
 
     def dim(self) -> int:
         """Number of dimensions."""
-        return self._array.ndim
+        return self.ndim
 
     def size(self, dim: int | None = None) -> Any:
         """The shape, or one size of it."""
@@ -203,7 +252,9 @@ class Variable(Arithmetic):
         return scope.value(self)
 
     def __len__(self) -> int:
-        return len(self._array)
+        if not self.shape:
+            raise TypeError("a variable without dimensions has no length")
+        return self.shape[0]
 
     def __bool__(self) -> bool:
         return bool(self._array if active() is None else self._node)

@@ -6,6 +6,7 @@ depends only on the seed and on how much was drawn before.
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -28,9 +29,9 @@ def seed(number: int) -> None:
         Not negative; the same number gives the same models, in the same order of construction.
     """
     global _generator
-    if isinstance(number, bool) or not isinstance(number, int) or number < 0:
+    if isinstance(number, bool) or not isinstance(number, Integral) or number < 0:
         raise ArgumentError(explain("dlc.seed", "an integer of at least 0", repr(number)))
-    _generator = np.random.Generator(np.random.Philox(number))
+    _generator = np.random.Generator(np.random.Philox(int(number)))
 
 
 def generator() -> np.random.Generator:
@@ -58,8 +59,14 @@ def normal(shape: tuple[int, ...], dtype: str, mean: float = 0.0, std: float = 1
     return _scaled(_generator.standard_normal, shape, dtype, std, mean)
 
 
+_DRAW_OUTSIDE = (
+    "draw it outside and pass it as an argument (layers draw their initial values: make them in "
+    "__init__, not in forward)"
+)
+
+
 def _scaled(draw: Any, shape: tuple[int, ...], dtype: str, scale: float, shift: float) -> Array:
-    refuse_in_trace("a random number", "draw it outside and pass it as an argument")
+    refuse_in_trace("a random number", _DRAW_OUTSIDE)
     if dtype not in FLOATS:
         raise ArgumentError(explain("a random number", " or ".join(FLOATS), dtype))
     array = np.asarray(draw(shape, dtype=np.dtype(dtype)))

@@ -22,7 +22,7 @@ from dlc.ir.sizes import shape_text
 
 if TYPE_CHECKING:
     from dlc.frontend.module import Module
-    from dlc.frontend.parameter import Buffer, Variable
+    from dlc.frontend.parameter import Variable
 
 _ACTIVE: contextvars.ContextVar[Scope | None] = contextvars.ContextVar("dlc.scope", default=None)
 
@@ -41,7 +41,7 @@ class Scope:
     parameters : dict of str to Variable
         Every parameter and buffer that the computation has met, by the name of its node.
     updates : dict of Variable to Node
-        New values that the computation has given to buffers.
+        New values that the computation has given to parameters and buffers.
     training : bool
         Whether a module in training mode has run.
     """
@@ -77,23 +77,23 @@ class Scope:
         if variable in self.updates:
             return self.updates[variable]
         if variable not in self._nodes:
-            name = self._name(variable)
+            name = self.name(variable)
             self.parameters[name] = variable
             self._nodes[variable] = self.builder.parameter(name, variable.type, variable.role)
         return self._nodes[variable]
 
-    def assign(self, buffer: Buffer, value: object) -> None:
-        """Give a buffer a new value, an output of the graph that replaces the old one."""
-        old = self.value(buffer)
+    def assign(self, variable: Variable, value: object) -> None:
+        """Give a variable a new value, an output of the graph that replaces the old one."""
+        old = self.value(variable)
         new = self.node(value, like=old)
-        subject, where = f"buffer {self._name(buffer)!r}", self.place()
+        subject, where = f"{variable.role} {self.name(variable)!r}", self.place()
         if new.shape != old.shape:
             expected = f"a new value of shape {shape_text(old.shape)}"
             raise ShapeError(explain(subject, expected, shape_text(new.shape), where=where))
         if new.dtype != old.dtype:
             expected, advice = f"a new value of type {old.dtype}", "Convert it with dlc.cast."
             raise DTypeError(explain(subject, expected, new.dtype, where=where, advice=advice))
-        self.updates[buffer] = new
+        self.updates[variable] = new
 
     def node(self, value: object, like: Node | None = None) -> Node:
         """Anything that stands for a tensor as a node; a number gets its type from ``like``."""
@@ -106,9 +106,17 @@ class Scope:
         return node
 
     def new_values(self) -> dict[str, Node]:
-        """The new values of buffers that have changed, by the buffer's name."""
+        """The new values of variables that have changed, by their names."""
         changed = {v: node for v, node in self.updates.items() if node is not self._nodes[v]}
-        return {self._name(variable): node for variable, node in changed.items()}
+        return {self.name(variable): node for variable, node in changed.items()}
+
+    def name(self, variable: Variable, wish: str = "") -> str:
+        """The name of a variable in the graph: its path, or for one in no module ``wish``."""
+        if variable not in self._names:
+            self._reindex()
+        if variable not in self._names:
+            self._names[variable] = self.unique(wish or variable.role)
+        return self._names[variable]
 
     # Which module runs.
 
@@ -147,13 +155,6 @@ class Scope:
             self.adopt(module, self.unique(type(module).__name__.lower(), known))
         below = f"{self._path}."
         return max(self._paths[module], key=lambda path: path.startswith(below))
-
-    def _name(self, variable: Variable) -> str:
-        if variable not in self._names:
-            self._reindex()
-        if variable not in self._names:  # a free parameter, in no module
-            self._names[variable] = self.unique(variable.role)
-        return self._names[variable]
 
     def _reindex(self) -> None:
         """Look again: modules and parameters may have been registered during the trace."""

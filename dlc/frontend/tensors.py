@@ -17,11 +17,11 @@ from dlc.errors import ArgumentError, ShapeError, explain
 from dlc.frontend.parameter import Variable
 from dlc.frontend.random import rand as rand
 from dlc.frontend.random import randn as randn
-from dlc.frontend.scope import active
+from dlc.frontend.scope import active, here
 from dlc.ir.arithmetic import Arithmetic
 from dlc.ir.arithmetic import where as where
 from dlc.ir.node import Node, apply, current_builder
-from dlc.ir.sizes import Poly, Size, as_size
+from dlc.ir.sizes import Dim, Poly, Size, as_size
 from dlc.ir.types import as_dtype
 
 #: The functions that `dlc` has at its top level.
@@ -109,17 +109,29 @@ log_softmax = _function(Arithmetic.log_softmax)
 # Shapes and parts.
 chunk = _function(Arithmetic.chunk)
 flatten = _function(Arithmetic.flatten)
-flip = _function(Arithmetic.flip)
 gather = _function(Arithmetic.gather)
 index_select = _function(Arithmetic.index_select)
-permute = _function(Arithmetic.permute)
-reshape = _function(Arithmetic.reshape)
 scatter_add = _function(Arithmetic.scatter_add)
 split = _function(Arithmetic.split)
 squeeze = _function(Arithmetic.squeeze)
 transpose = _function(Arithmetic.transpose)
 unbind = _function(Arithmetic.unbind)
 unsqueeze = _function(Arithmetic.unsqueeze)
+
+
+def flip(input: object, dims: Sequence[int]) -> Node:
+    """``input`` backwards along some dimensions."""
+    return as_tensor(input).flip(dims)
+
+
+def permute(input: object, dims: Sequence[int]) -> Node:
+    """``input`` with its dimensions in another order."""
+    return as_tensor(input).permute(dims)
+
+
+def reshape(input: object, shape: Sequence[Any]) -> Node:
+    """The same elements in another shape; one size may be -1."""
+    return as_tensor(input).reshape(shape)
 
 
 def cast(input: object, dtype: object) -> Node:
@@ -203,7 +215,7 @@ def stack(tensors: Sequence[object], dim: int = 0) -> Node:
 
 def _several(name: str, tensors: Sequence[object]) -> list[Node]:
     if isinstance(tensors, (Arithmetic, np.ndarray)) or not tensors:
-        got = f"a {type(tensors).__name__}" if isinstance(tensors, Arithmetic) else repr(tensors)
+        got = "one tensor" if isinstance(tensors, Arithmetic) else repr(tensors)
         raise ArgumentError(explain(name, "a list of one or more tensors", got))
     return [as_tensor(tensor) for tensor in tensors]
 
@@ -259,19 +271,36 @@ def ones_like(input: object, dtype: object = None) -> Any:
     return full_like(input, 1, dtype)
 
 
-def arange(start: Any, end: Any = None, step: int = 1, dtype: object = "int64") -> Any:
-    """The integers from ``start`` to before ``end`` (from 0 to before ``start``, if alone).
+def arange(start: Any, end: Any = None, step: float = 1, dtype: object = None) -> Any:
+    """The numbers from ``start`` to before ``end`` (from 0 to before ``start``, if alone).
 
-    Inside a trace the ends may be symbolic sizes; ``step`` is positive there.
+    They are int64 where all three are integers and float32 otherwise, unless told. Inside a trace
+    the ends may be symbolic sizes, if ``step`` is a positive integer.
+
+    Raises
+    ------
+    ArgumentError
+        The step does not lead from ``start`` to ``end``.
     """
     first, last = (0, start) if end is None else (start, end)
-    if active() is None:
-        return np.arange(first, last, step, dtype=as_dtype(dtype))
-    if step < 1:
-        raise ArgumentError(explain("arange", "a step of at least 1", str(step)))
+    symbolic = isinstance(first, (Poly, Dim)) or isinstance(last, (Poly, Dim))
+    whole = not {float, np.float32, np.float64} & {type(first), type(last), type(step)}
+    kind = ("int64" if whole else "float32") if dtype is None else as_dtype(dtype)
+    if step == 0 or (not symbolic and (last - first) * step < 0):
+        expected, got = f"a step that leads from {first} to {last}", repr(step)
+        raise ArgumentError(explain("arange", expected, got, where=here()))
+    if active() is not None and whole and step > 0:
+        return _range(first, last, int(step), kind)
+    if symbolic:
+        expected = "a step of 1, 2, ... where an end is a symbolic size"
+        raise ArgumentError(explain("arange", expected, repr(step), where=here()))
+    return tensor(np.arange(first, last, step), kind)
+
+
+def _range(first: Any, last: Any, step: int, dtype: str) -> Node:
+    """`arange` in a graph: a count by index arithmetic, so that no array of it is stored."""
     count: Size = (as_size(last) - as_size(first) + (step - 1)) // step
-    count = count if isinstance(count, Poly) or count > 0 else 0
-    numbers = apply("iota", size=count, dtype=as_dtype(dtype))
+    numbers = apply("iota", size=count, dtype=dtype)
     numbers = numbers if step == 1 else numbers * step
     return numbers if isinstance(first, int) and first == 0 else numbers + first
 

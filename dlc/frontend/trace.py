@@ -70,6 +70,7 @@ def trace(function: Callable[..., Any], *specs: Any, **named_specs: Any) -> Trac
         An op refuses what it is given (with op, module path, file and line), or the function asks
         for a tensor's value. Other exceptions of the function come through unchanged.
     """
+    _check_function(function)
     leaves, arguments = flatten_arguments(specs, named_specs)
     scope = Scope()
     root = function if isinstance(function, Module) else getattr(function, "__self__", None)
@@ -89,6 +90,20 @@ def trace(function: Callable[..., Any], *specs: Any, **named_specs: Any) -> Trac
         name=_graph_name(function),
     )
     return Traced(graph, scope.parameters, arguments, structure, scope.training)
+
+
+def _check_function(function: object) -> None:
+    """Refuse what cannot be traced, above all a class where an instance of it is meant."""
+    if isinstance(function, type):
+        name = function.__name__
+        advice = f"Make one: {name}()." if issubclass(function, Module) else ""
+        got = f"the class {name}"
+    elif not callable(function):
+        got, advice = f"{function!r} of type {type(function).__name__}", ""
+    else:
+        return
+    expected = "a Module or a function of tensors"
+    raise ArgumentError(explain("tracing", expected, got, advice=advice))
 
 
 def flatten_arguments(

@@ -7,6 +7,7 @@ file whole; a file is checked against the model before any of the model changes.
 from __future__ import annotations
 
 import os
+import stat
 import tempfile
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias, TypeVar
@@ -15,7 +16,7 @@ import numpy as np
 from safetensors import SafetensorError, deserialize, safe_open
 from safetensors.numpy import save_file
 
-from dlc.errors import ExecutionError, WeightsError
+from dlc.errors import ExecutionError, WeightsError, explain
 from dlc.frontend import init
 from dlc.frontend.module import LoadResult, Module
 
@@ -47,6 +48,7 @@ def save_weights(model: Module, path: str | os.PathLike[str]) -> None:
         with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=folder) as aside:
             written = os.path.join(aside, name)
             save_file(model.state_dict(), written)
+            os.chmod(written, _ordinary_mode(aside))
             _to_disk(written)
             os.replace(written, path)
     except (OSError, SafetensorError) as error:
@@ -54,6 +56,15 @@ def save_weights(model: Module, path: str | os.PathLike[str]) -> None:
             f"cannot write the weights to {path!r}: {error}; what was there before is unchanged"
         )
         raise ExecutionError(message) from error
+
+
+def _ordinary_mode(folder: str) -> int:
+    """The permissions that the process's umask gives a new file; safetensors gives none to others.
+
+    Read off a file, because to ask for the umask is to change it, for every thread.
+    """
+    with open(os.path.join(folder, "empty"), "wb") as file:
+        return stat.S_IMODE(os.fstat(file.fileno()).st_mode)
 
 
 def _to_disk(path: str) -> None:
@@ -98,6 +109,8 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Array]:
         It is no complete safetensors file, or holds an element type below 16 bits.
     """
     path = os.fspath(path)
+    if os.path.isdir(path):
+        raise WeightsError(explain("load_weights", "a safetensors file", f"the folder {path!r}"))
     try:
         with safe_open(path, framework="numpy") as file:
             types = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118

@@ -168,50 +168,15 @@ class Arithmetic:
 
     # Elementwise functions.
 
-    def add(self, other: object) -> Node:
-        return self + other
-
-    def sub(self, other: object) -> Node:
-        return self - other
-
-    def mul(self, other: object) -> Node:
-        return self * other
-
-    def div(self, other: object) -> Node:
-        return self / other
-
-    def pow(self, exponent: object) -> Node:
-        return self**exponent
-
-    def floor_divide(self, other: object) -> Node:
-        return self // other
-
-    def remainder(self, other: object) -> Node:
-        return self % other
+    add, sub, mul, div = __add__, __sub__, __mul__, __truediv__
+    pow, floor_divide, remainder = __pow__, __floordiv__, __mod__
+    eq, ne, lt, le, gt, ge = __eq__, __ne__, __lt__, __le__, __gt__, __ge__
 
     def maximum(self, other: object) -> Node:
         return _apply("maximum", self, other)
 
     def minimum(self, other: object) -> Node:
         return _apply("minimum", self, other)
-
-    def eq(self, other: object) -> Node:
-        return self == other
-
-    def ne(self, other: object) -> Node:
-        return self != other
-
-    def lt(self, other: object) -> Node:
-        return self < other
-
-    def le(self, other: object) -> Node:
-        return self <= other
-
-    def gt(self, other: object) -> Node:
-        return self > other
-
-    def ge(self, other: object) -> Node:
-        return self >= other
 
     def logical_and(self, other: object) -> Node:
         return _apply("logical_and", self, other)
@@ -288,8 +253,11 @@ class Arithmetic:
     def relu(self) -> Node:
         return _apply("relu", self)
 
-    def clamp(self, min: Real | None = None, max: Real | None = None) -> Node:
+    def clamp(self, min: Node | Real | None = None, max: Node | Real | None = None) -> Node:
         """Elements held between ``min`` and ``max``, either of which may be absent."""
+        if isinstance(min, Arithmetic) or isinstance(max, Arithmetic):
+            raised = self._node if min is None else self.maximum(min)
+            return raised if max is None else raised.minimum(max)
         return _apply("clamp", self, low=min, high=max)
 
     def where(self, condition: Node, other: object) -> Node:
@@ -308,6 +276,10 @@ class Arithmetic:
 
         node = self._node
         return node if node.dtype == as_dtype(dtype) else _apply("cast", node, dtype=dtype)
+
+    def _in(self, dtype: object) -> Node:
+        """This tensor in the element type that something is to be computed in, None for its own."""
+        return self._node if dtype is None else self.to(dtype)
 
     def type_as(self, other: Node) -> Node:
         return self.to(other.dtype)
@@ -329,14 +301,14 @@ class Arithmetic:
 
     # Reductions; `dim=None` reduces over all dimensions.
 
-    def sum(self, dim: Axes = None, keepdim: Flag = False) -> Node:
-        return _apply("sum", self, axes=dim, keepdims=keepdim)
+    def sum(self, dim: Axes = None, keepdim: Flag = False, dtype: object = None) -> Node:
+        return _apply("sum", self._in(dtype), axes=dim, keepdims=keepdim)
 
-    def mean(self, dim: Axes = None, keepdim: Flag = False) -> Node:
-        return _apply("mean", self, axes=dim, keepdims=keepdim)
+    def mean(self, dim: Axes = None, keepdim: Flag = False, dtype: object = None) -> Node:
+        return _apply("mean", self._in(dtype), axes=dim, keepdims=keepdim)
 
-    def prod(self, dim: Axes = None, keepdim: Flag = False) -> Node:
-        return _apply("prod", self, axes=dim, keepdims=keepdim)
+    def prod(self, dim: Axes = None, keepdim: Flag = False, dtype: object = None) -> Node:
+        return _apply("prod", self._in(dtype), axes=dim, keepdims=keepdim)
 
     def amax(self, dim: Axes = None, keepdim: Flag = False) -> Node:
         return _apply("amax", self, axes=dim, keepdims=keepdim)
@@ -356,12 +328,18 @@ class Arithmetic:
     def argmin(self, dim: Int | None = None, keepdim: Flag = False) -> Node:
         return _apply("argmin", self, axis=dim, keepdims=keepdim)
 
-    def max(self, dim: Int | None = None, keepdim: Flag = False) -> Node | Extremum:
-        """The greatest element; along ``dim`` a pair of values and their positions."""
+    def max(self, dim: Node | Int | None = None, keepdim: Flag = False) -> Node | Extremum:
+        """The greatest element; along ``dim`` a pair of values and their positions; of a tensor and
+        another one, as `maximum`.
+        """
+        if isinstance(dim, Arithmetic):
+            return self.maximum(dim)
         return self.amax() if dim is None else self._extremum("argmax", dim, keepdim)
 
-    def min(self, dim: Int | None = None, keepdim: Flag = False) -> Node | Extremum:
-        """The least element; along ``dim`` a pair of values and their positions."""
+    def min(self, dim: Node | Int | None = None, keepdim: Flag = False) -> Node | Extremum:
+        """The least element; else as `max`."""
+        if isinstance(dim, Arithmetic):
+            return self.minimum(dim)
         return self.amin() if dim is None else self._extremum("argmin", dim, keepdim)
 
     def _extremum(self, op: str, dim: Int, keepdim: Flag) -> Extremum:
@@ -369,20 +347,32 @@ class Arithmetic:
         values = self.gather(dim, indices)  # not amax: the gradient goes to one of several equals
         return Extremum(*((n if keepdim else n.squeeze(dim)) for n in (values, indices)))
 
-    def var(self, dim: Axes = None, correction: Int = 1, keepdim: Flag = False) -> Node:
+    def var(
+        self,
+        dim: Axes = None,
+        correction: Int = 1,
+        keepdim: Flag = False,
+        *,
+        unbiased: Flag | None = None,
+    ) -> Node:
+        """The mean square distance from the mean, over n - ``correction``; ``unbiased`` is the same
+        in PyTorch's older words: a correction of 1, or of 0.
+        """
+        correction = correction if unbiased is None else Int(unbiased)
         return _apply("var", self, axes=dim, correction=correction, keepdims=keepdim)
 
-    def std(self, dim: Axes = None, correction: Int = 1, keepdim: Flag = False) -> Node:
-        return self.var(dim, correction, keepdim).sqrt()
+    def std(self, *args: Any, **kwargs: Any) -> Node:
+        """The square root of `var`, with its arguments."""
+        return self.var(*args, **kwargs).sqrt()
 
     def logsumexp(self, dim: Axes = None, keepdim: Flag = False) -> Node:
         return _apply("logsumexp", self, axes=dim, keepdims=keepdim)
 
-    def softmax(self, dim: Int) -> Node:
-        return _apply("softmax", self, axis=dim)
+    def softmax(self, dim: Int, dtype: object = None) -> Node:
+        return _apply("softmax", self._in(dtype), axis=dim)
 
-    def log_softmax(self, dim: Int) -> Node:
-        return _apply("log_softmax", self, axis=dim)
+    def log_softmax(self, dim: Int, dtype: object = None) -> Node:
+        return _apply("log_softmax", self._in(dtype), axis=dim)
 
     # Shapes. A size is an int, a `Dim`, or what `shape` gives.
 
@@ -394,25 +384,26 @@ class Arithmetic:
 
     def flatten(self, start_dim: Int = 0, end_dim: Int = -1) -> Node:
         """Dimensions ``start_dim`` to ``end_dim``, both included, as one."""
-        shape = self._node.shape
+        node, shape = self._node, self._node.shape
         if not shape:
             return self.reshape(1)
-        first, last = _axis(start_dim, len(shape)), _axis(end_dim, len(shape))
+        first, last = _axis(node, start_dim), _axis(node, end_dim)
         if first > last:
-            raise ShapeError(f"flatten expects start_dim <= end_dim, got {start_dim} and {end_dim}")
+            raise _misfit(
+                node, "flatten expects start_dim <= end_dim", f"{start_dim} and {end_dim}"
+            )
         return self.reshape(*shape[:first], product(shape[first : last + 1]), *shape[last + 1 :])
 
     def squeeze(self, dim: Axes = None) -> Node:
         """Without the dimensions of size 1, or without those of ``dim`` that have size 1."""
-        shape = self._node.shape
+        node, shape = self._node, self._node.shape
         given = range(len(shape)) if dim is None else (dim,) if isinstance(dim, int) else dim
-        drop = {k for k in (_axis(d, len(shape)) for d in given) if shape[k] == 1}
+        drop = {k for k in (_axis(node, d) for d in given) if shape[k] == 1}
         return self.reshape(*(size for k, size in enumerate(shape) if k not in drop))
 
     def unsqueeze(self, dim: Int) -> Node:
         """With a dimension of size 1 at ``dim``."""
-        shape = self._node.shape
-        at = _axis(dim, len(shape) + 1)
+        shape, at = self._node.shape, _axis(self._node, dim, more=1)
         return self.reshape(*shape[:at], 1, *shape[at:])
 
     def permute(self, *dims: Any) -> Node:
@@ -422,7 +413,7 @@ class Arithmetic:
     def transpose(self, dim0: Int, dim1: Int) -> Node:
         """Two dimensions exchanged."""
         axes = list(range(self._node.ndim))
-        i, j = _axis(dim0, len(axes)), _axis(dim1, len(axes))
+        i, j = _axis(self._node, dim0), _axis(self._node, dim1)
         axes[i], axes[j] = axes[j], axes[i]
         return self.permute(axes)
 
@@ -446,6 +437,10 @@ class Arithmetic:
     def flip(self, *dims: Any) -> Node:
         return _apply("flip", self, axes=_spread(dims))
 
+    def detach(self) -> Node:
+        """The same values; no gradient goes through them."""
+        return _apply("detach", self)
+
     def contiguous(self) -> Node:
         """This tensor: how it lies in memory is the compiler's business."""
         return self._node
@@ -453,7 +448,7 @@ class Arithmetic:
     def size(self, dim: Int | None = None) -> Any:
         """The shape, or one size of it."""
         shape = self._node.shape
-        return shape if dim is None else shape[_axis(dim, len(shape))]
+        return shape if dim is None else shape[_axis(self._node, dim)]
 
     def dim(self) -> Int:
         return self._node.ndim
@@ -472,6 +467,13 @@ class Arithmetic:
         items = key if isinstance(key, tuple) else (key,)
         return index(self._node, tuple(i._node if isinstance(i, Arithmetic) else i for i in items))
 
+    def __setitem__(self, key: object, value: object) -> NoReturn:
+        raise TraceError(
+            f"a symbolic tensor ({self._node.describe()}) cannot be changed in place"
+            f"{self._node._here()}: tensors are values; make another one with dlc.where, dlc.cat "
+            "or scatter_add"
+        )
+
     def __len__(self) -> Int:
         return self._static_length("len()")
 
@@ -482,7 +484,7 @@ class Arithmetic:
         node = self._node
         if not node.ndim:
             raise TraceError(f"{use} of a scalar: {node.describe()}")
-        size = node.shape[_axis(dim, node.ndim)]
+        size = node.shape[_axis(node, dim)]
         if isinstance(size, Poly):
             raise TraceError(
                 f"{use} needs a size known while the model is traced, and dimension {dim} of "
@@ -493,12 +495,12 @@ class Arithmetic:
 
     def select(self, dim: Int, index: Any) -> Node:
         """The part at ``index`` of a dimension, which goes away."""
-        return self[(*(slice(None),) * _axis(dim, self._node.ndim), index)]
+        return self[(*(slice(None),) * _axis(self._node, dim), index)]
 
     def narrow(self, dim: Int, start: Any, length: Any) -> Node:
         """``length`` elements of a dimension, from ``start``."""
         part = slice(start, as_size(start) + as_size(length))
-        return self[(*(slice(None),) * _axis(dim, self._node.ndim), part)]
+        return self[(*(slice(None),) * _axis(self._node, dim), part)]
 
     def unbind(self, dim: Int = 0) -> tuple[Node, ...]:
         """All parts along a dimension, which goes away; its size must be known."""
@@ -509,16 +511,18 @@ class Arithmetic:
     def split(self, split_size: Int | Sequence[Int], dim: Int = 0) -> tuple[Node, ...]:
         """Parts of ``split_size`` elements (the last may be shorter), or of the given sizes."""
         total = self._static_length("split", dim)
+        if isinstance(split_size, int) and split_size < 1:
+            raise _misfit(self._node, "split expects at least one element a part", split_size)
         sizes = list(split_size) if isinstance(split_size, Sequence) else _parts(total, split_size)
         if sum(sizes) != total:
-            raise ShapeError(f"split expects sizes that add up to {total}, got {sizes}")
+            raise _misfit(self._node, f"split expects sizes that add up to {total}", sizes)
         starts = [sum(sizes[:k]) for k in range(len(sizes))]
         return tuple(self.narrow(dim, start, n) for start, n in zip(starts, sizes, strict=True))
 
     def chunk(self, chunks: Int, dim: Int = 0) -> tuple[Node, ...]:
         """At most ``chunks`` parts of equal size, the last one perhaps shorter."""
         if chunks < 1:
-            raise ShapeError(f"chunk expects at least one chunk, got {chunks}")
+            raise _misfit(self._node, "chunk expects at least one chunk", chunks)
         return self.split(max(1, -(-self._static_length("chunk", dim) // chunks)), dim)
 
     def gather(self, dim: Int, index: Node) -> Node:
@@ -553,15 +557,19 @@ def _spread(values: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(values[0]) if len(values) == 1 and isinstance(values[0], (tuple, list)) else values
 
 
-def _axis(dim: int, ndim: int) -> int:
+def _axis(node: Node, dim: int, more: int = 0) -> int:
+    """A dimension of a tensor with ``more`` than the node has, counted from the front."""
+    ndim = node.ndim + more
     if not -ndim <= dim < ndim:
-        raise ShapeError(f"expected a dimension from {-ndim} to {ndim - 1}, got {dim}")
+        raise _misfit(node, f"expected a dimension from {-ndim} to {ndim - 1}", dim)
     return dim % ndim
 
 
+def _misfit(node: Node, expected: str, got: object) -> ShapeError:
+    return ShapeError(f"{expected}, got {got}{node._here()}. The tensor is {node.describe()}")
+
+
 def _parts(total: int, size: int) -> list[int]:
-    if size < 1:
-        raise ShapeError(f"split expects at least one element a part, got {size}")
     return [min(size, total - start) for start in range(0, max(total, 1), size)]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from dlc.errors import VerifyError
 from dlc.ir.node import Builder, Node, attrs_key
 from dlc.ir.op import Kind
-from dlc.ir.sizes import Dim, dims
+from dlc.ir.sizes import Dim, Poly, dims
 from dlc.ir.types import TensorType
 
 
@@ -151,10 +151,20 @@ def topological(roots: Iterable[Node]) -> list[Node]:
 
 
 def is_parametric(node: Node, known: Mapping[Node, bool]) -> bool:
-    """Whether a node depends on parameters and constants only; ``known`` answers for its inputs."""
+    """Whether a node depends on parameters and constants only, and on no named dimension: its size
+    is known in a call only. ``known`` answers for the node's inputs.
+    """
+    if any(map(_is_symbolic, node.attrs.values())):
+        return False
     if node.op.kind is Kind.LEAF and not node.inputs:
         return node.op.name in ("parameter", "constant")
     return all(known[source] for source in node.inputs)
+
+
+def _is_symbolic(value: object) -> bool:
+    if isinstance(value, (tuple, list)):
+        return any(map(_is_symbolic, value))
+    return isinstance(value, Poly)
 
 
 def graph_of(function: Callable[..., Any], *types: TensorType, names: Sequence[str] = ()) -> Graph:

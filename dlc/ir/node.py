@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import hashlib
+import itertools
 import struct
 import threading
 import weakref
@@ -20,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dlc.errors import DTypeError, Error, ShapeError, TraceError
+from dlc.errors import ArgumentError, DTypeError, Error, ShapeError, TraceError
 from dlc.ir.arithmetic import Arithmetic
 from dlc.ir.op import OPS, Kind, OpDef
 from dlc.ir.sizes import Dim, Floor, Poly, Size, as_size, shape_text
@@ -77,7 +78,7 @@ class Node(Arithmetic):
         """The type of a node with one output."""
         if isinstance(self.type, TupleType):
             raise TraceError(
-                f"{self.op.name} has {len(self.type.elements)} outputs; take one with "
+                f"{self.describe()} has {len(self.type.elements)} outputs; take one with "
                 f"node.project(i)"
             )
         return self.type
@@ -196,6 +197,8 @@ class Builder:
     def __init__(self, origin: Callable[[], Origin | None] | None = None):
         self._nodes: weakref.WeakValueDictionary[bytes, Node] = weakref.WeakValueDictionary()
         self._lock = threading.RLock()
+        self._principals: frozenset[Origin] | None = None
+        self._tags = itertools.count()
         self.origin = origin
 
     def node(
@@ -210,11 +213,11 @@ class Builder:
         Raises
         ------
         Error
-            The op's type rule refuses the inputs; the message names op, place, and what came.
+            The op takes another number of inputs or other attributes, or its type rule refuses
+            them; the message names op, place, and what came.
         """
         record = OPS[op] if isinstance(op, str) else op
-        here = self.origin() if self.origin else None
-        origins = origins | {here} if here else origins
+        origins |= self._here()
         for node in inputs:
             if node.builder is not self:
                 raise TraceError(
@@ -227,7 +230,8 @@ class Builder:
             node.type if record.name == "project" else node.tensor_type for node in inputs
         )
         try:
-            canonical = record.attrs(*types, **(attrs or {})) if record.attrs else dict(attrs or {})
+            record.check_arity(len(inputs))
+            canonical = record.canonical(types, attrs or {})
             key = _node_key(record, inputs, canonical)
             with self._lock:
                 made = self._nodes.get(key)
@@ -237,7 +241,30 @@ class Builder:
                 made.origins |= origins
         except Error as error:
             raise _located(error, record, inputs, origins) from None
+        except TypeError as error:  # a call of the op's functions with others than their parameters
+            given = ", ".join(f"{name}={value!r}" for name, value in (attrs or {}).items())
+            refused = ArgumentError(f"does not take the attributes {given or 'none'}: {error}")
+            raise _located(refused, record, inputs, origins) from error
         return made
+
+    def _here(self) -> frozenset[Origin]:
+        if self._principals is not None:
+            return self._principals
+        here = self.origin() if self.origin else None
+        return frozenset((here,)) if here else frozenset()
+
+    def tag(self) -> int:
+        """A number that this builder has not given before."""
+        return next(self._tags)
+
+    @contextlib.contextmanager
+    def on_behalf_of(self, origins: frozenset[Origin]) -> Iterator[None]:
+        """Give what is made inside these origins, such as those of the node it differentiates."""
+        outer, self._principals = self._principals, origins
+        try:
+            yield
+        finally:
+            self._principals = outer
 
     def constant(self, value: object, dtype: object = None) -> Node:
         """A constant from anything NumPy reads; equal arrays are one node."""
@@ -246,7 +273,8 @@ class Builder:
             raise DTypeError(
                 f"a constant has an element type of {', '.join(DTYPES)}; got {array.dtype.name}"
             )
-        array = np.array(array, order="C", copy=True)
+        # By its name, an element type is in the machine's byte order.
+        array = np.array(array, array.dtype.name, order="C", copy=True)
         array.flags.writeable = False
         return self.node("constant", (), {"value": array})
 
@@ -271,13 +299,22 @@ class Builder:
             size = self.node("size", (), {"size": as_size(value)})
             return size if like is None else self.node("cast", (size,), {"dtype": like.dtype})
         if isinstance(value, (bool, int, float)):
-            return self.constant(value, _weak_dtype(value, like))
+            return self._number(value, _weak_dtype(value, like))
         if isinstance(value, (np.ndarray, np.generic)):
             return self.constant(value)
         raise TraceError(
             f"expected a tensor, a NumPy array or a number, got {value!r} of type "
             f"{type(value).__name__}"
         )
+
+    def _number(self, value: bool | int | float, dtype: str) -> Node:
+        try:
+            return self.constant(value, dtype)
+        except OverflowError:
+            raise DTypeError(
+                f"the number {value} is beyond {dtype}, the element type that it has here; cast "
+                "the tensor beside it, as in x.long() or x.float()"
+            ) from None
 
 
 _CURRENT: contextvars.ContextVar[Builder | None] = contextvars.ContextVar(

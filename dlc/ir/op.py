@@ -8,13 +8,14 @@ day it is written. Backends lower the eight kinds below, not single ops.
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
-from dlc.errors import Error
+from dlc.errors import ArgumentError, Error
 from dlc.ir.sizes import Size
 from dlc.ir.types import TensorType, Type
 
@@ -133,10 +134,12 @@ class OpDef:
         in the input's type.
     doc : str
         One line.
+    arity : int or (int, int or inf)
+        How many inputs it takes, or the least and the most.
     attrs : callable
         ``(*input_types, **attrs) -> dict``: the attributes in canonical form (axes not negative,
-        sizes as sizes, every default written out), so that equal nodes are equal. Identity by
-        default.
+        sizes as sizes, every default written out), so that equal nodes are equal. None for an op
+        that has none.
     grad : callable, optional
         ``(g, y, *inputs, **attrs) -> tuple of Node or None``, written in the DSL; for an op with
         several outputs ``g`` and ``y`` are tuples.
@@ -171,6 +174,7 @@ class OpDef:
     infer: Callable[..., Type]
     ref: Callable[..., Any]
     doc: str
+    arity: int | tuple[int, float] = 1
     attrs: Callable[..., dict[str, Any]] | None = None
     grad: Callable[..., tuple[Node | None, ...]] | None = None
     no_grad: str = ""
@@ -187,6 +191,22 @@ class OpDef:
 
     def __repr__(self) -> str:
         return self.name
+
+    def canonical(self, types: Sequence[Type], attrs: Mapping[str, Any]) -> dict[str, Any]:
+        """The attributes in canonical form; raises `ArgumentError` if the op has none."""
+        if self.attrs is not None:
+            return self.attrs(*types, **attrs)
+        if attrs:
+            raise ArgumentError(f"has no attributes, got {', '.join(attrs)}")
+        return {}
+
+    def check_arity(self, count: int) -> None:
+        """Raise `ArgumentError` where the op does not take ``count`` inputs."""
+        least, most = self.arity if isinstance(self.arity, tuple) else (self.arity, self.arity)
+        if not least <= count <= most:
+            bound = "at least " if most == math.inf else f"{least} to " if least < most else ""
+            number = least if most == math.inf else most
+            raise ArgumentError(f"expects {bound}{number} input{'s' * (number != 1)}, got {count}")
 
 
 class OpTable:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from dlc.errors import ArgumentError, DTypeError, Error, ParseError, ShapeError
+from dlc.errors import DTypeError, Error, ParseError, ShapeError
 from dlc.ir.graph import Graph
 from dlc.ir.node import Builder, Node, Origin
 from dlc.ir.op import OPS, Array
@@ -117,6 +117,11 @@ class _Line:
         found = self.next.text == text and self.next.kind in ("mark", "name")
         self.at += found
         return found
+
+    def accept_call(self, name: str) -> bool:
+        """Accept ``name`` if a parenthesis follows; a dimension may have the name, too."""
+        behind = self.tokens[self.at + 1 :]
+        return bool(behind) and behind[0].text == "(" and self.accept(name)
 
     def expect(self, text: str) -> None:
         if not self.accept(text):
@@ -238,27 +243,12 @@ class _Parser:
         with _blame(line, column):
             if literal is not None:
                 attrs["value"] = literal(declared)
-            node = self._made(op, inputs, attrs, line.origins)
+            node = self.builder.node(op, inputs, attrs, line.origins)
         if declared not in (None, node.type):
             line.fail(f"the type {node.type}, which {op} has here", str(declared), place)
         self.nodes[reference] = node
         if op == "input":
             self.inputs.append(node)
-
-    def _made(
-        self,
-        op: str,
-        inputs: tuple[Node, ...],
-        attrs: Mapping[str, Any],
-        origins: frozenset[Origin],
-    ) -> Node:
-        try:
-            return self.builder.node(op, inputs, attrs, origins)
-        except (TypeError, AttributeError) as error:  # its functions have other parameters
-            if isinstance(error, Error):
-                raise
-            given = f"{len(inputs)} inputs and the attributes {', '.join(attrs) or 'none'}"
-            raise ArgumentError(f"{op} does not take {given}") from error
 
     def _declared(self, line: _Line) -> tuple[Type | None, int]:
         """The type behind a colon, if there is one, and its column."""
@@ -314,7 +304,7 @@ class _Parser:
             return -self._atom(line)
         if line.accept("("):
             return self._tuple(line)
-        if line.accept("float"):
+        if line.accept_call("float"):
             return float(_special(self._words(line), "float64"))
         if token.kind == "string":
             return line.string()
@@ -406,7 +396,7 @@ class _Parser:
                 yield from self._numbers(line)
                 if line.next.text != "]":
                     line.expect(",")
-        elif line.accept("float"):
+        elif line.accept_call("float"):
             yield _Special(self._words(line))
         else:
             yield self._atom(line)

@@ -10,7 +10,7 @@ serves a whole range of batch sizes.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any, TypeAlias
 
 from dlc.ir.sizes import Dim, Floor, Poly, Size, as_size, product
@@ -81,13 +81,13 @@ class Buffer:
     ----------
     name : str
     role : str
-        "input", "output" (the caller's arrays), "parameter" (the model's), "constant", "prepared"
-        (made from parameters before the first run), "arena" (planned, reused) or "header" (the
-        call's own words).
+        "input", "output" (the caller's arrays), "parameter" (the model's), "state" (parameters and
+        buffers that a call gives new values), "constant", "prepared" (made from parameters before
+        the first run), "arena" (planned, reused) or "header" (the call's own words).
     type : TensorType
     layout : Layout
     offset : int
-        Bytes from the start of the arena, or of the prepared memory.
+        Bytes from the start of the arena, of the prepared memory, or of the state.
     """
 
     name: str
@@ -130,7 +130,8 @@ class Step:
     """One kernel call: ``kernel`` names the native symbol, ``barrier`` whether all threads meet
     behind it.
 
-    ``flops`` and ``bytes`` count what the kernel computes and moves at least, for profiles;
+    A ``guarded`` step is left out once a kernel of the call has found an error. ``flops`` and
+    ``bytes`` count what the kernel computes and moves at least, for profiles;
     ``label`` says what it is.
     """
 
@@ -140,6 +141,7 @@ class Step:
     label: str = ""
     flops: Size = 0
     bytes: Size = 0
+    guarded: bool = False
 
 
 #: A kernel reports an index out of range as the number of its site, from 1, and this many times
@@ -178,9 +180,9 @@ class Plan:
         Steps run when a parameter has changed, and on every call.
     inputs, outputs : tuple of int
         Buffers of the arguments and results in the caller's order. An output may be an input's or
-        another output's buffer.
+        another output's buffer. New values of parameters are no outputs but in their state.
     dims : tuple of Dim
-    arena, prepared : int
+    arena, prepared, state : int
         Bytes, at the maximum of every dimension.
     scratch : Size
         Bytes of scratch memory for each thread.
@@ -201,8 +203,13 @@ class Plan:
     input_names: tuple[str, ...] = ()
     output_names: tuple[str, ...] = ()
     name: str = "main"
-    aliases: Mapping[int, str] = field(default_factory=dict)
     sites: tuple[Site, ...] = ()
+    state: int = 0
+
+    @property
+    def states(self) -> list[Buffer]:
+        """Parameters and buffers that a call gives new values."""
+        return [buffer for buffer in self.buffers if buffer.role == "state"]
 
     @property
     def kernels(self) -> list[str]:

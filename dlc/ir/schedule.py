@@ -31,12 +31,15 @@ class Group:
         The nodes of ``inside`` that are written to memory.
     view : bool
         The output is its input's memory under another shape: no kernel at all.
+    in_place : tuple of (Node, Node)
+        Outputs that are written over parameters or buffers, with these.
     """
 
     anchor: Node
     inside: tuple[Node, ...]
     outputs: tuple[Node, ...]
     view: bool = False
+    in_place: tuple[tuple[Node, Node], ...] = ()
 
     @property
     def inputs(self) -> list[Node]:
@@ -94,3 +97,4 @@ class Schedule:
     layouts: Mapping[Node, Layout] = field(default_factory=dict)
     buffers: Mapping[Node, Buffer] = field(default_factory=dict)
     arena: int = 0
+    state: int = 0

@@ -10,9 +10,10 @@ The same polynomials describe addresses in generated kernels, where the atoms ar
 
 from __future__ import annotations
 
+import keyword
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
@@ -27,7 +28,7 @@ class Dim:
     Parameters
     ----------
     name : str
-        An identifier; two dimensions of one name in a model are the same dimension.
+        An identifier and no keyword; two dimensions of one name in a model are the same dimension.
     min, max : int
         The declared range, both ends included. It is a contract, checked on every call; memory is
         planned at ``max``.
@@ -38,8 +39,12 @@ class Dim:
     max: int
 
     def __post_init__(self) -> None:
-        if not self.name.isidentifier():
-            raise ShapeError(f"a Dim is named by an identifier such as 'batch', got {self.name!r}")
+        named = isinstance(self.name, str) and self.name.isidentifier()
+        if not named or keyword.iskeyword(self.name):
+            raise ShapeError(
+                f"a Dim is named by an identifier, other than Python's keywords, such as 'batch'; "
+                f"got {self.name!r}"
+            )
         if not (
             isinstance(self.min, int) and isinstance(self.max, int) and 0 <= self.min <= self.max
         ):
@@ -159,10 +164,11 @@ class Poly:
     __radd__, __rmul__ = __add__, __mul__
 
     def __floordiv__(self, divisor: int) -> Size:
-        if not isinstance(divisor, int) or divisor <= 0:
+        if not isinstance(divisor, (int, np.integer)) or divisor <= 0:
             raise ShapeError(
                 f"symbolic sizes divide by positive integers only, got ({self}) // {divisor}"
             )
+        divisor = int(divisor)
         # floor((d q + r) / d) = q + floor(r / d), where r has what d does not divide.
         whole = _simplest(
             {m: c // divisor for m, c in self.terms.items() if not m or c % divisor == 0}
@@ -332,13 +338,17 @@ def substitute(size: Size, values: Mapping[Dim, Size]) -> Size:
 def bounds(size: Size, depth: int = 0) -> tuple[int, int]:
     """Least and greatest value that the declared ranges allow, as far as interval arithmetic sees.
 
-    A floor division also bounds by what it divides: ``c * (p // d)`` is ``c / d * (p - r)`` for a
-    remainder ``0 <= r < d``, which decides ``n <= 2 * ((n + 1) // 2)`` where the interval of each
-    term alone does not.
+    Products are bounded by how far each dimension is from its minimum, too: ``n * n - n`` is
+    ``k * k + k`` for ``k = n - 1``, which is not negative. A floor division also bounds by what it
+    divides: ``c * (p // d)`` is ``c / d * (p - r)`` for a remainder ``0 <= r < d``, which decides
+    ``n <= 2 * ((n + 1) // 2)`` where the interval of each term alone does not.
     """
     if isinstance(size, int):
         return size, size
     low, high = _interval(size)
+    if any(len(monomial) > 1 for monomial in size.terms):
+        below, above = _interval(_from_minimum(size))
+        low, high = max(low, below), min(high, above)
     floor = next((atom for atom in sorted(atoms(size), key=str) if isinstance(atom, Floor)), None)
     if floor is not None and all(monomial.count(floor) <= 1 for monomial in size.terms):
         divisor = floor.divisor
@@ -347,9 +357,25 @@ def bounds(size: Size, depth: int = 0) -> tuple[int, int]:
     return low, high
 
 
+def _from_minimum(size: Poly) -> Size:
+    """``size`` in terms of how far each dimension is from its minimum."""
+    return substitute(
+        size,
+        {
+            dim: as_size(replace(dim, min=0, max=dim.max - dim.min)) + dim.min
+            for dim in dims(size)
+            if dim.min > 0
+        },
+    )
+
+
+class _Remainder(Dim):
+    """What a division leaves; equal to no dimension of a user."""
+
+
 def _without(size: Poly, floor: Floor, depth: int) -> Size:
     """``size * floor.divisor`` with the division written as numerator minus remainder."""
-    remainder = as_size(Dim(f"remainder_{depth}", 0, floor.divisor - 1))
+    remainder = as_size(_Remainder(f"remainder_{depth}", 0, floor.divisor - 1))
     exact = floor.numerator - remainder
     total: Size = 0
     for monomial, coefficient in size.terms.items():
@@ -358,9 +384,9 @@ def _without(size: Poly, floor: Floor, depth: int) -> Size:
     return total
 
 
-def _interval(size: Poly) -> tuple[int, int]:
+def _interval(size: Size) -> tuple[int, int]:
     low = high = 0
-    for monomial, coefficient in size.terms.items():
+    for monomial, coefficient in _terms(size).items():
         a, b = coefficient, coefficient
         for atom in monomial:
             c, d = _atom_bounds(atom)

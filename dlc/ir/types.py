@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from dlc.errors import DTypeError
+from dlc.errors import DTypeError, ShapeError
 from dlc.ir.sizes import Dim, Size, as_size, product, shape_text
 
 FLOATS = ("float32", "float64")
@@ -80,9 +80,9 @@ def as_dtype(dtype: object) -> str:
     text = str(dtype).removeprefix("torch.")
     if text in DTYPES:
         return text
-    try:
-        name = np.dtype(dtype).name  # type: ignore[call-overload]
-    except TypeError:
+    try:  # None is float64 to NumPy
+        name = text if dtype is None else np.dtype(dtype).name  # type: ignore[call-overload]
+    except (TypeError, ValueError):
         name = text
     if name not in DTYPES:
         raise DTypeError(f"element types are {', '.join(DTYPES)}; got {text!r}")
@@ -119,6 +119,11 @@ class TensorSpec:
     ):
         self.type = tensor(dtype, shape)
         self.name = name
+        if any(isinstance(size, int) and size < 0 for size in self.shape):
+            raise ShapeError(
+                f"a TensorSpec has sizes of 0 or more, got {shape_text(self.shape)}; one that may "
+                "vary is a dlc.Dim, such as Dim('batch', 1, 64)"
+            )
 
     @property
     def shape(self) -> tuple[Size, ...]:

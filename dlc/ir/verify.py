@@ -64,9 +64,10 @@ def _names(graph: Graph) -> Iterator[Breach]:
 
 
 def _builders(graph: Graph) -> Iterator[Breach]:
-    for node in graph.nodes:
-        if node.builder is not graph.nodes[0].builder:
-            yield node, f"belongs to another builder than {graph.nodes[0].describe()}"
+    nodes = graph.nodes
+    for node in nodes:
+        if node.builder is not nodes[0].builder:
+            yield node, f"belongs to another builder than {nodes[0].describe()}"
 
 
 def _interned(graph: Graph) -> Iterator[Breach]:

@@ -6,6 +6,7 @@ refused when its name is taken, and after the scan the table is frozen.
 common       type rules, axes, broadcasting, samples, twins
 window       sliding windows: how many there are, their taps, padding
 leaf         inputs, parameters, constants, sizes
+identity     what gradients and memory see differently, and numbers do not
 elementwise  arithmetic, comparisons, logic, bounds, choice, casts
 elementary   exp, log, sqrt, sin, tanh, erf and the like; rounding
 activation   activation functions
@@ -17,6 +18,7 @@ conv         convolutions and their gradients
 pool         pooling and its gradients
 adaptive     average pooling to a given size
 norm         batch and layer norm
+loss         cross entropy and its relatives
 packed       forms of contractions that kernels compute, and the packing of weights
 winograd     3x3 convolution with fewer multiplications
 """
@@ -29,6 +31,7 @@ from dlc.ir.op import OPS, OpDef
 
 FAMILIES = (
     "leaf",
+    "identity",
     "elementwise",
     "elementary",
     "activation",
@@ -40,6 +43,7 @@ FAMILIES = (
     "pool",
     "adaptive",
     "norm",
+    "loss",
     "packed",
     "winograd",
 )

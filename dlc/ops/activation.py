@@ -108,6 +108,7 @@ leaky_relu = _activation(
 prelu = OpDef(
     "prelu",
     Kind.POINTWISE,
+    arity=2,
     infer=only_floats,
     ref=lambda x, slope: np.where(x > 0, x, slope * x),
     doc="x above zero, slope * x below, with a tensor of slopes that broadcasts against x",

@@ -15,16 +15,19 @@ from dlc.errors import DTypeError, ShapeError
 from dlc.ir.arithmetic import where
 from dlc.ir.node import Builder, Node
 from dlc.ir.op import Array, Sample
-from dlc.ir.sizes import Size, equal, shape_text
-from dlc.ir.types import FLOATS, TensorType
+from dlc.ir.sizes import Size, bounds, equal, shape_text
+from dlc.ir.types import FLOATS, INTEGERS, TensorType, is_float
 
 __all__ = [
+    "as_given",
     "broadcast",
     "broadcast_shapes",
     "comparison",
     "filled",
     "normal_axes",
     "normal_axis",
+    "not_negative",
+    "number_in",
     "only_floats",
     "require_float",
     "require_integer",
@@ -68,6 +71,35 @@ def require_integer(index: TensorType, what: str = "index") -> None:
     """Refuse an index that is not int32 or int64."""
     if index.dtype not in ("int32", "int64"):
         raise DTypeError(f"expects {what} of int32 or int64, got {index.dtype}; cast with x.long()")
+
+
+# Attributes.
+
+
+def as_given(*types: TensorType, **attrs: Any) -> dict[str, Any]:
+    """Attributes that passes write, in canonical form from the start."""
+    return attrs
+
+
+def number_in(dtype: str, value: float, what: str) -> float | int:
+    """``value`` as a number of an element type; refuse what an integer type cannot hold."""
+    if is_float(dtype):
+        return float(value)
+    kind = np.iinfo(dtype) if dtype in INTEGERS else None
+    low, high = (int(kind.min), int(kind.max)) if kind else (0, 1)
+    if not (float(value).is_integer() and low <= value <= high):
+        raise DTypeError(
+            f"expects {what} of type {dtype} ({low} to {high}), got {value!r}; cast the tensor, "
+            "as in x.float()"
+        )
+    return int(value)
+
+
+def not_negative(sizes: Sequence[Size], what: str = "sizes") -> tuple[Size, ...]:
+    """``sizes``, none of which may be below zero anywhere in the ranges of its dimensions."""
+    if any(bounds(size)[0] < 0 for size in sizes):
+        raise ShapeError(f"expects {what} that are not negative, got {shape_text(sizes)}")
+    return tuple(sizes)
 
 
 # Shapes and axes.

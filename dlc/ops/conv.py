@@ -14,7 +14,7 @@ import numpy as np
 from dlc.errors import ArgumentError, DTypeError, Error, ShapeError
 from dlc.ir.node import Node, apply
 from dlc.ir.op import Array, ErrorSample, Kind, OpDef, Sample
-from dlc.ir.sizes import Size, as_size, equal, product, shape_text
+from dlc.ir.sizes import Size, equal, product, shape_text
 from dlc.ir.types import TensorType, tensor
 from dlc.ops.window import (
     Padding,
@@ -27,6 +27,7 @@ from dlc.ops.window import (
     check_one_dtype,
     padding_of,
     pair,
+    rows_columns,
     torch_vjp,
     whole,
 )
@@ -50,11 +51,9 @@ def _attrs(
 
 
 def _input_grad_attrs(
-    g: TensorType, w: TensorType, *, input_shape: SizePair, **attrs: Any
+    g: TensorType, w: TensorType, *, input_shape: object, **attrs: Any
 ) -> dict[str, Any]:
-    if len(input_shape) != 2:
-        raise ArgumentError(f"expects input_shape as (rows, columns), got {input_shape!r}")
-    return {**_attrs(g, w, **attrs), "input_shape": tuple(as_size(size) for size in input_shape)}
+    return {**_attrs(g, w, **attrs), "input_shape": rows_columns("input_shape", input_shape)}
 
 
 def _weight_grad_attrs(
@@ -322,6 +321,7 @@ _ERRORS: tuple[tuple[Shape, Shape, dict[str, Any], type[Error], str], ...] = (
         "expects groups that divide the 6 output channels, got 4 groups",
     ),
     ((3, 8, 8), (8, 3, 3, 3), {}, ShapeError, "expects an input (N, C, H, W), got (3, 8, 8); add"),
+    ((1, 3, 8, 8), (8, 3, 3), {}, ShapeError, "got (8, 3, 3). Its inputs are"),
     ((1, 3, 8, 8), (8, 3), {}, ShapeError, "expects a weight (O, C / groups, KH, KW), got (8, 3)"),
     (
         (1, 3, 2, 8),
@@ -382,6 +382,7 @@ def _weight_grad_errors() -> Iterator[ErrorSample]:
 conv2d = OpDef(
     "conv2d",
     Kind.CONTRACT,
+    arity=2,
     doc="cross-correlation of images with a bank of kernels, in groups of channels",
     attrs=_attrs,
     infer=_conv2d_type,
@@ -396,6 +397,7 @@ conv2d = OpDef(
 conv2d_input_grad = OpDef(
     "conv2d_input_grad",
     Kind.CONTRACT,
+    arity=2,
     doc="gradient of conv2d for its input, of rows and columns `input_shape`",
     attrs=_input_grad_attrs,
     infer=_input_grad_type,
@@ -410,6 +412,7 @@ conv2d_input_grad = OpDef(
 conv2d_weight_grad = OpDef(
     "conv2d_weight_grad",
     Kind.CONTRACT,
+    arity=2,
     doc="gradient of conv2d for its weight, of rows and columns `kernel`",
     attrs=_weight_grad_attrs,
     infer=_weight_grad_type,

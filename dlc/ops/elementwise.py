@@ -7,6 +7,7 @@ NumPy, because a trap would end the process.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -19,6 +20,7 @@ from dlc.ir.types import FLOATS, INTEGERS, TensorType, as_dtype, is_float
 from dlc.ops.common import (
     broadcast,
     comparison,
+    number_in,
     only_floats,
     plain,
     specials,
@@ -142,6 +144,7 @@ def _binary(
         infer,
         ref,
         doc,
+        arity=2,
         scalar=scalar,
         grad=summed if grad else None,
         **fields,
@@ -393,11 +396,7 @@ def _clamp_attrs(x: TensorType, low: Any = None, high: Any = None) -> dict[str, 
 
 
 def _bound(value: Any, dtype: str) -> float | int | None:
-    if value is None or is_float(dtype):
-        return None if value is None else float(value)
-    if int(value) != value:
-        raise DTypeError(f"expects bounds of type {dtype}, got {value!r}; cast with x.float()")
-    return int(value)
+    return None if value is None else number_in(dtype, value, "bounds")
 
 
 def _clamp(dtype: str, /, low: Any, high: Any) -> str:
@@ -435,6 +434,8 @@ clamp = unary(
     ],
     errors=lambda: [
         ErrorSample((TensorType("int64", (2,)),), {"low": 0.5}, DTypeError, "bounds of type int64"),
+        ErrorSample((TensorType("int32"),), {"low": -math.inf}, DTypeError, "got -inf"),
+        ErrorSample((TensorType("uint8"),), {"low": -1}, DTypeError, "(0 to 255), got -1"),
         ErrorSample((TensorType("bool", (2,)),), {"low": 0}, DTypeError, "got bool"),
         ErrorSample((TensorType("float32", (2,)),), {}, ArgumentError, "expects a bound"),
     ],
@@ -457,6 +458,7 @@ def _where_type(condition: TensorType, a: TensorType, b: TensorType) -> TensorTy
 where_ = OpDef(
     "where",
     Kind.POINTWISE,
+    arity=3,
     infer=_where_type,
     ref=np.where,
     doc="a where the condition holds, b elsewhere",

@@ -64,6 +64,7 @@ def _take_torch(torch: Any, x: Any, index: Any, axis: int) -> Any:
 take = OpDef(
     "take",
     Kind.OPAQUE,
+    arity=2,
     infer=_take_type,
     ref=_take_ref,
     doc="the parts of x at positions of one axis, in whose place the dimensions of the index stand",
@@ -124,6 +125,7 @@ def _gather_ref(x: Array, index: Array, axis: int) -> Array:
 gather = OpDef(
     "gather",
     Kind.OPAQUE,
+    arity=2,
     infer=_gather_type,
     ref=_gather_ref,
     doc="y[i][j] = x[index[i][j]][j] along axis 0, and so on: an index for every element",
@@ -199,6 +201,7 @@ def _scatter_torch(torch: Any, x: Any, index: Any, src: Any, axis: int) -> Any:
 scatter_add = OpDef(
     "scatter_add",
     Kind.OPAQUE,
+    arity=3,
     infer=_scatter_type,
     ref=_scatter_ref,
     doc="x with src[i][j] added at [index[i][j]][j] along axis 0, and so on, in the order of src",

@@ -11,8 +11,9 @@ import numpy as np
 
 from dlc.errors import ArgumentError, DTypeError, ShapeError
 from dlc.ir.op import Array, ErrorSample, Kind, OpDef, Sample
-from dlc.ir.sizes import Size, as_size, bounds
+from dlc.ir.sizes import Dim, Size, as_size
 from dlc.ir.types import DTYPES, TensorType, TupleType, Type, as_dtype, tensor
+from dlc.ops.common import as_given, not_negative
 
 ROLES = ("parameter", "buffer", "prepared")
 
@@ -22,7 +23,8 @@ def _named(name: str, dtype: object, shape: Any, **rest: Any) -> dict[str, Any]:
         raise ArgumentError(f"expects a name, got {name!r}")
     if rest.get("role", ROLES[0]) not in ROLES:
         raise ArgumentError(f"expects the role {', '.join(ROLES)}, got {rest['role']!r}")
-    return {"name": name, "dtype": as_dtype(dtype), "shape": tensor(dtype, shape).shape, **rest}
+    sizes = not_negative(tensor(dtype, shape).shape)
+    return {"name": name, "dtype": as_dtype(dtype), "shape": sizes, **rest}
 
 
 def _declared(dtype: str, shape: tuple[Size, ...], **_: object) -> TensorType:
@@ -33,9 +35,14 @@ def _unbound(name: str, **_: object) -> Array:
     raise ArgumentError(f"{name!r} has a value only in a call; pass an array of that name")
 
 
+def _sized(*shape: Size) -> dict[str, Any]:
+    return {"name": "x", "dtype": "float32", "shape": shape}
+
+
 input_ = OpDef(
     "input",
     Kind.LEAF,
+    arity=0,
     infer=_declared,
     ref=_unbound,
     doc="an argument of the graph, by name",
@@ -45,6 +52,8 @@ input_ = OpDef(
         ErrorSample((), {"name": "", "dtype": "float32", "shape": ()}, ArgumentError, "a name"),
         ErrorSample((), {"name": "x", "dtype": "int7", "shape": ()}, DTypeError, "element types"),
         ErrorSample((), {"name": "x", "dtype": "bool", "shape": (1.5,)}, ShapeError, "a size is"),
+        ErrorSample((), _sized(3, -1), ShapeError, "not negative, got (3, -1)"),
+        ErrorSample((), _sized(as_size(Dim("n", 2, 9)) - 3), ShapeError, "got (n - 3,)"),
     ],
 )
 
@@ -56,6 +65,7 @@ def _parameter(name: str, dtype: object, shape: Any, role: str = ROLES[0]) -> di
 parameter = OpDef(
     "parameter",
     Kind.LEAF,
+    arity=0,
     infer=_declared,
     ref=_unbound,
     doc="a parameter or buffer of the model, by its name in the state dict",
@@ -73,8 +83,8 @@ def _constant(value: Any) -> dict[str, Any]:
     array = np.asarray(value)
     if array.dtype.name not in DTYPES:
         raise DTypeError(f"expects an element type of {', '.join(DTYPES)}, got {array.dtype.name}")
-    if array.flags.writeable or not array.flags.c_contiguous:
-        array = np.array(array, order="C")
+    if array.flags.writeable or not array.flags.c_contiguous or not array.dtype.isnative:
+        array = np.array(array, array.dtype.name, order="C")
         array.flags.writeable = False
     return {"value": array}
 
@@ -82,6 +92,7 @@ def _constant(value: Any) -> dict[str, Any]:
 constant = OpDef(
     "constant",
     Kind.LEAF,
+    arity=0,
     infer=lambda value: tensor(value.dtype, value.shape),
     ref=lambda value: value,
     doc="an array that is part of the graph",
@@ -99,6 +110,7 @@ constant = OpDef(
 size = OpDef(
     "size",
     Kind.LEAF,
+    arity=0,
     infer=lambda size: TensorType("int64"),
     ref=lambda size: np.array(size, np.int64),
     doc="a size as an int64 scalar",
@@ -111,9 +123,7 @@ size = OpDef(
 
 
 def _iota(size: Any, dtype: object = "int64") -> dict[str, Any]:
-    count = as_size(size)
-    if bounds(count)[0] < 0:
-        raise ShapeError(f"expects a size that is not negative, got {count}")
+    (count,) = not_negative((as_size(size),))
     if as_dtype(dtype) == "bool":
         raise DTypeError("expects an element type of numbers, got bool")
     return {"size": count, "dtype": as_dtype(dtype)}
@@ -122,6 +132,7 @@ def _iota(size: Any, dtype: object = "int64") -> dict[str, Any]:
 iota = OpDef(
     "iota",
     Kind.LEAF,
+    arity=0,
     infer=lambda size, dtype: TensorType(dtype, (size,)),
     ref=lambda size, dtype: np.arange(size).astype(dtype),
     doc="0, 1, 2 and so on",
@@ -151,6 +162,7 @@ def _project_type(x: Type, index: int) -> TensorType:
 project = OpDef(
     "project",
     Kind.LEAF,
+    attrs=as_given,
     infer=_project_type,
     ref=lambda x, index: x[index],
     doc="one output of an op that has several",

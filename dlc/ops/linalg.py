@@ -164,6 +164,7 @@ def _linear_errors() -> Iterator[ErrorSample]:
 matmul = OpDef(
     "matmul",
     Kind.CONTRACT,
+    arity=2,
     infer=_matmul_type,
     ref=np.matmul,
     doc="matrix product over the last two dimensions, the others broadcast",
@@ -178,6 +179,7 @@ matmul = OpDef(
 linear = OpDef(
     "linear",
     Kind.COMPOSITE,
+    arity=(2, 3),
     infer=_linear_type,
     ref=_linear_ref,
     doc="a linear layer, x @ w.T + b, with or without the bias",

@@ -6,19 +6,22 @@ that into the address of whatever reads the result, so that most of these never 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
-from dlc.errors import ArgumentError, ShapeError
+from dlc.errors import ArgumentError, DTypeError, ShapeError
 from dlc.ir.node import Node, apply
 from dlc.ir.op import Access, Array, ErrorSample, Kind, Move, OpDef, Sample
-from dlc.ir.sizes import Size, as_size, bounds, equal, less, product, quotient, shape_text
-from dlc.ir.types import TensorType, is_float
+from dlc.ir.sizes import Size, as_size, equal, less, product, quotient, shape_text
+from dlc.ir.types import TensorType
 from dlc.ops.common import (
     normal_axes,
     normal_axis,
+    not_negative,
+    number_in,
     plain,
     specials,
     twin,
@@ -40,10 +43,7 @@ def _sizes(shape: Any) -> tuple[Size, ...]:
 def _reshape_attrs(x: TensorType, shape: Any) -> dict[str, Any]:
     sizes = _sizes(shape)
     unknown = [axis for axis, size in enumerate(sizes) if size == -1]
-    if any(bounds(size)[0] < 0 for axis, size in enumerate(sizes) if axis not in unknown):
-        raise ShapeError(
-            f"expects sizes that are not negative (or one -1), got {shape_text(sizes)}"
-        )
+    not_negative([size for size in sizes if size != -1], "sizes (or one -1)")
     if not unknown:
         return {"shape": sizes}
     if len(unknown) > 1:
@@ -218,9 +218,7 @@ def _expand_type(x: TensorType, shape: tuple[Size, ...]) -> TensorType:
                 f"expects a shape that its input broadcasts to, got {shape_text(shape)} "
                 f"for {shape_text(x.shape)}"
             )
-        if bounds(target)[0] < 0:
-            raise ShapeError(f"expects sizes that are not negative, got {shape_text(shape)}")
-    return TensorType(x.dtype, shape)
+    return TensorType(x.dtype, not_negative(shape))
 
 
 def _expand_index(i: Index, types: Sequence[TensorType], shape: tuple[Size, ...]) -> list[Access]:
@@ -364,17 +362,8 @@ slice_ = OpDef(
 def _pad_attrs(x: TensorType, low: Any, high: Any, value: float = 0.0) -> dict[str, Any]:
     if len(low) != x.ndim or len(high) != x.ndim:
         raise ShapeError(f"expects {x.ndim} widths on each side, got {len(low)} and {len(high)}")
-    widths = {"low": _sizes(low), "high": _sizes(high)}
-    for width in (*widths["low"], *widths["high"]):
-        if bounds(width)[0] < 0:
-            raise ShapeError(
-                f"expects widths that are not negative, got {width}; crop with a slice"
-            )
-    if is_float(x.dtype):
-        return {**widths, "value": float(value)}
-    if int(value) != value:
-        raise ArgumentError(f"expects a value of type {x.dtype}, got {value!r}")
-    return {**widths, "value": int(value)}
+    before, after = (not_negative(_sizes(w), "widths (crop with a slice)") for w in (low, high))
+    return {"low": before, "high": after, "value": number_in(x.dtype, value, "a value")}
 
 
 def _pad_type(x: TensorType, low: Index, high: Index, value: float) -> TensorType:
@@ -433,7 +422,7 @@ pad = OpDef(
         ErrorSample(
             (TensorType("int32", (2,)),),
             {"low": (1,), "high": (0,), "value": 0.5},
-            ArgumentError,
+            DTypeError,
             "a value of type int32",
         ),
     ],
@@ -446,8 +435,6 @@ pad = OpDef(
 
 
 def _concat_attrs(*types: TensorType, axis: int = 0) -> dict[str, Any]:
-    if not types:
-        raise ArgumentError("expects at least one tensor, got none")
     return {"axis": normal_axis(axis, types[0].ndim)}
 
 
@@ -490,6 +477,7 @@ def _concat_grad(g: Node, y: Node, *inputs: Node, axis: int) -> tuple[Node, ...]
 concat = OpDef(
     "concat",
     Kind.MOVE,
+    arity=(1, math.inf),
     infer=_concat_type,
     ref=lambda *arrays, axis: np.concatenate(arrays, axis),
     doc="tensors one after the other along an axis",
@@ -506,7 +494,7 @@ concat = OpDef(
         plain([True], [False], axis=0),
     ],
     errors=lambda: [
-        ErrorSample((), {"axis": 0}, ArgumentError, "at least one tensor"),
+        ErrorSample((), {"axis": 0}, ArgumentError, "at least 1 input, got 0"),
         ErrorSample((MATRIX, MATRIX), {"axis": 2}, ShapeError, "an axis from"),
         ErrorSample((TensorType("bool"),) * 2, {"axis": 0}, ShapeError, "no axis of a scalar"),
         ErrorSample(

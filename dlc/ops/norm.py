@@ -72,10 +72,10 @@ def _batch_norm_expand(
     x: Node, mean: Node, var: Node, weight: Node, bias: Node, *, eps: float
 ) -> Node:
     scale = weight * (var + eps).rsqrt()
-    return (x - _channel(mean, x)) * _channel(scale, x) + _channel(bias, x)
+    return (x - by_channel(mean, x)) * by_channel(scale, x) + by_channel(bias, x)
 
 
-def _channel(vector: Node, like: Node) -> Node:
+def by_channel(vector: Node, like: Node) -> Node:
     """A vector (C,) as (C, 1, ...), which broadcasts along the channels of ``like``."""
     return vector.reshape(vector.shape[0], *[1] * (like.ndim - 2))
 
@@ -91,9 +91,9 @@ def _batch_norm_vjp(
     inverse = (var + eps).rsqrt()
     scale = weight * inverse
     total = g.sum(_others(x))
-    correlation = (g * (x - _channel(mean, x))).sum(_others(x))
+    correlation = (g * (x - by_channel(mean, x))).sum(_others(x))
     return (
-        g * _channel(scale, x),
+        g * by_channel(scale, x),
         -total * scale,
         correlation * scale * inverse * inverse * -0.5,
         correlation * inverse,
@@ -123,10 +123,10 @@ def _train_ref(x: Array, weight: Array, bias: Array, *, eps: float) -> tuple[Arr
 
 def _train_expand(x: Node, weight: Node, bias: Node, *, eps: float) -> Nodes:
     mean = x.mean(_others(x))
-    centred = x - _channel(mean, x)
+    centred = x - by_channel(mean, x)
     var = (centred * centred).mean(_others(x))
     scale = weight * (var + eps).rsqrt()
-    return centred * _channel(scale, x) + _channel(bias, x), mean, var
+    return centred * by_channel(scale, x) + by_channel(bias, x), mean, var
 
 
 def _train_vjp(
@@ -136,18 +136,18 @@ def _train_vjp(
     (g_y, g_mean, g_var), (_, mean, var) = g, y
     axes, count = _others(x), product((x.shape[0], *x.shape[2:]))
     inverse = (var + eps).rsqrt()
-    centred = x - _channel(mean, x)
+    centred = x - by_channel(mean, x)
     parts: list[Node] = []
     g_weight = g_bias = None
     if g_y is not None:
-        normal = centred * _channel(inverse, x)
+        normal = centred * by_channel(inverse, x)
         g_weight, g_bias = (g_y * normal).sum(axes), g_y.sum(axes)
-        along = normal * _channel(g_weight / count, x) + _channel(g_bias / count, x)
-        parts.append((g_y - along) * _channel(weight * inverse, x))
+        along = normal * by_channel(g_weight / count, x) + by_channel(g_bias / count, x)
+        parts.append((g_y - along) * by_channel(weight * inverse, x))
     if g_mean is not None:
-        parts.append(_channel(g_mean / count, x).expand(x.shape))
+        parts.append(by_channel(g_mean / count, x).expand(x.shape))
     if g_var is not None:
-        parts.append(centred * _channel(g_var * 2 / count, x))
+        parts.append(centred * by_channel(g_var * 2 / count, x))
     return reduce(add, parts) if parts else None, g_weight, g_bias
 
 
@@ -318,6 +318,7 @@ def _torch_layer_norm(torch: Any, x: Any, weight: Any, bias: Any, *, ndim: int, 
 batch_norm = OpDef(
     "batch_norm",
     Kind.COMPOSITE,
+    arity=5,
     infer=_batch_norm_type,
     ref=_batch_norm_ref,
     doc="each channel scaled and shifted by given statistics, as in inference",
@@ -333,6 +334,7 @@ batch_norm = OpDef(
 batch_norm_train = OpDef(
     "batch_norm_train",
     Kind.COMPOSITE,
+    arity=3,
     infer=_train_type,
     ref=_train_ref,
     doc="each channel normalised by its own mean and variance, which are given back (biased)",
@@ -348,6 +350,7 @@ batch_norm_train = OpDef(
 layer_norm = OpDef(
     "layer_norm",
     Kind.COMPOSITE,
+    arity=3,
     infer=_layer_norm_type,
     ref=_layer_norm_ref,
     doc="each element normalised by mean and variance over the last `ndim` dimensions",

@@ -15,8 +15,9 @@ import numpy as np
 
 from dlc.errors import ShapeError
 from dlc.ir.op import OPS, Access, Array, ErrorSample, Kind, Move, OpDef, Sample
-from dlc.ir.sizes import Size, product, shape_text
+from dlc.ir.sizes import Size, equal, product, shape_text
 from dlc.ir.types import TensorType, tensor
+from dlc.ops.common import as_given
 from dlc.ops.window import Windows
 
 #: Output channels of a panel, whatever the level; narrow vectors read a part of one.
@@ -35,9 +36,16 @@ def _pad_channels(w: Array, axis: int) -> Array:
     return np.pad(w, [(0, extra if a == axis else 0) for a in range(w.ndim)])
 
 
-def _expect_rank(x: TensorType, ndim: int, what: str) -> None:
+def expect_rank(x: TensorType, ndim: int, what: str) -> None:
+    """Refuse an operand of another number of dimensions than ``what`` has."""
     if x.ndim != ndim:
         raise ShapeError(f"expects {what}, got {shape_text(x.shape)}")
+
+
+def expect_shape(x: TensorType, shape: Sequence[Size], what: str) -> None:
+    """Refuse an operand of another shape."""
+    if x.ndim != len(shape) or not all(map(equal, x.shape, shape)):
+        raise ShapeError(f"expects {what} {shape_text(shape)}, got {shape_text(x.shape)}")
 
 
 def _flat_error(match: str, operands: int = 1, **attrs: Any) -> Callable[[], list[ErrorSample]]:
@@ -46,13 +54,17 @@ def _flat_error(match: str, operands: int = 1, **attrs: Any) -> Callable[[], lis
     return lambda: [ErrorSample((vector,) * operands, attrs, ShapeError, match)]
 
 
+def _mismatch(a: tuple[int, ...], b: tuple[int, ...], match: str, **attrs: Any) -> ErrorSample:
+    return ErrorSample((tensor("float32", a), tensor("float32", b)), attrs, ShapeError, match)
+
+
 _IMAGE, _OIHW = "an image (N, C, H, W)", "weights (O, I, KH, KW)"
 _SLIDE = {"stride": (1, 1), "padding": ((0, 0), (0, 0)), "dilation": (1, 1)}
 
 
 # Convolution weights: OIHW -> [group][panel][tap...][32]
 def _pack_conv_type(w: TensorType, *, groups: int, planes: bool) -> TensorType:
-    _expect_rank(w, 4, _OIHW)
+    expect_rank(w, 4, _OIHW)
     o, i, kh, kw = w.shape
     taps = (i, kh, kw) if planes else (kh, kw, i)
     return w.with_shape((groups, _panels(_static(o) // groups), *taps, PANEL))
@@ -94,11 +106,12 @@ def _pack_conv_samples(rng: np.random.Generator) -> Iterator[Sample]:
 pack_conv = OpDef(
     "pack_conv",
     Kind.MOVE,
+    attrs=as_given,
     infer=_pack_conv_type,
     ref=_pack_conv_ref,
     doc=(
-        "Convolution weights OIHW in panels of 32 output channels; `planes` orders taps (I, KH, "
-        "KW), else (KH, KW, I)."
+        "convolution weights OIHW in panels of 32 output channels; `planes` orders taps (I, KH, "
+        "KW), else (KH, KW, I)"
     ),
     move=Move(_pack_conv_index),
     no_grad=NO_GRADIENT,
@@ -121,7 +134,8 @@ def _pack_matrix_index(i: Sequence[Size], types: Sequence[TensorType]) -> list[A
     return [Access(0, (*batch, k, column), ((0, column, types[0].shape[-1]),))]
 
 
-def _pack_matrix_ref(b: Array) -> Array:
+def pack_matrix_ref(b: Array) -> Array:
+    """A matrix (..., K, N) in panels of columns, (..., panels, K, 32)."""
     *batch, k, _ = b.shape
     padded = _pad_channels(b, b.ndim - 1)
     panels = padded.reshape(*batch, k, -1, PANEL)
@@ -132,8 +146,8 @@ pack_matrix = OpDef(
     "pack_matrix",
     Kind.MOVE,
     infer=_pack_matrix_type,
-    ref=_pack_matrix_ref,
-    doc="A matrix [..., K, N] in panels of 32 columns: [..., ceil(N / 32), K, 32].",
+    ref=pack_matrix_ref,
+    doc="a matrix [..., K, N] in panels of 32 columns: [..., ceil(N / 32), K, 32]",
     move=Move(_pack_matrix_index),
     no_grad=NO_GRADIENT,
     samples=lambda rng: [Sample((rng.normal(size=s),)) for s in ((5, 40), (3, 32), (2, 4, 7))],
@@ -151,11 +165,11 @@ def _relayout_type(x: TensorType, *, order: tuple[int, ...], halo: Any) -> Tenso
 relayout = OpDef(
     "relayout",
     Kind.MOVE,
+    attrs=as_given,
     infer=_relayout_type,
     ref=lambda x, *, order, halo: x.copy(),
     doc=(
-        "The same values in another physical layout: an order of the dimensions and a halo of "
-        "zeros."
+        "the same values in another physical layout: an order of the dimensions and a halo of zeros"
     ),
     move=Move(lambda i, types, **attrs: [Access(0, tuple(i))]),
     no_grad=NO_GRADIENT,
@@ -197,8 +211,12 @@ def _conv_direct_type(
     groups: int,
     planes: bool,
 ) -> TensorType:
-    _expect_rank(x, 4, _IMAGE)
+    expect_rank(x, 4, _IMAGE)
+    expect_rank(w, 6, "packed weights (groups, panels, taps, 32)")
     kernel = w.shape[3:5] if planes else w.shape[2:4]
+    inputs = x.shape[1] // groups
+    taps = (inputs, *kernel) if planes else (*kernel, inputs)
+    expect_shape(w, (groups, _panels(channels // groups), *taps, PANEL), "packed weights")
     return conv_type(x, channels, kernel, padding, stride, dilation)
 
 
@@ -237,22 +255,35 @@ def _conv_direct_samples(rng: np.random.Generator) -> Iterator[Sample]:
 conv2d_direct = OpDef(
     "conv2d_direct",
     Kind.CONTRACT,
+    arity=2,
+    attrs=as_given,
     infer=_conv_direct_type,
     ref=_conv_direct_ref,
     doc=(
-        "Convolution with packed weights by register tiles over pixels and panels of output "
-        "channels."
+        "convolution with packed weights by register tiles over pixels and panels of output "
+        "channels"
     ),
     no_grad=NO_GRADIENT,
     flops=_conv_direct_flops,
     samples=_conv_direct_samples,
-    errors=_flat_error(_IMAGE, 2, channels=8, groups=1, planes=False, **_SLIDE),
+    errors=lambda: [
+        *_flat_error(_IMAGE, 2, channels=8, groups=1, planes=False, **_SLIDE)(),
+        _mismatch(
+            (1, 4, 6, 6),
+            (2, 1, 3, 3, 4, PANEL),
+            "expects packed weights (2, 1, 3, 3, 2, 32), got (2, 1, 3, 3, 4, 32)",
+            channels=8,
+            groups=2,
+            planes=False,
+            **_SLIDE,
+        ),
+    ],
 )
 
 
 # Convolution with few output channels: weights [group][I][KH][KW][channels of a group]
 def _planes_type(x: TensorType, w: TensorType, *, padding: Pairs) -> TensorType:
-    _expect_rank(x, 4, _IMAGE)
+    expect_rank(x, 4, _IMAGE)
     groups, _, kh, kw, channels = w.shape
     return conv_type(x, groups * channels, (kh, kw), padding)
 
@@ -268,9 +299,11 @@ def _planes_ref(x: Array, w: Array, *, padding: Pairs) -> Array:
 conv2d_planes = OpDef(
     "conv2d_planes",
     Kind.CONTRACT,
+    arity=2,
+    attrs=as_given,
     infer=_planes_type,
     ref=_planes_ref,
-    doc="Convolution of stride 1 with few output channels, pixels in the vector lanes.",
+    doc="convolution of stride 1 with few output channels, pixels in the vector lanes",
     no_grad=NO_GRADIENT,
     flops=lambda y, x, w, **attrs: 2 * y.count * product(w.shape[1:4]),
     samples=lambda rng: [
@@ -296,7 +329,7 @@ def _depthwise_type(
     padding: Pairs,
     dilation: tuple[int, int],
 ) -> TensorType:
-    _expect_rank(x, 4, _IMAGE)
+    expect_rank(x, 4, _IMAGE)
     return conv_type(x, x.shape[1], w.shape[:2], padding, stride, dilation)
 
 
@@ -309,11 +342,13 @@ def _depthwise_ref(x: Array, w: Array, **attrs: Any) -> Array:
 conv2d_depthwise = OpDef(
     "conv2d_depthwise",
     Kind.CONTRACT,
+    arity=2,
+    attrs=as_given,
     infer=_depthwise_type,
     ref=_depthwise_ref,
     doc=(
-        "Depthwise convolution (one filter a channel) with weights (KH, KW, C), channels in the "
-        "vector lanes."
+        "depthwise convolution (one filter a channel) with weights (KH, KW, C), channels in the "
+        "vector lanes"
     ),
     no_grad=NO_GRADIENT,
     flops=lambda y, x, w, **attrs: 2 * y.count * product(w.shape[:2]),
@@ -332,22 +367,27 @@ def _matmul_direct_type(a: TensorType, b: TensorType) -> TensorType:
     if a.ndim < 2 or a.ndim != b.ndim:
         shapes = f"{shape_text(a.shape)} and {shape_text(b.shape)}"
         raise ShapeError(f"expects matrices (M, K) and (K, N), or batches of them, got {shapes}")
+    expect_shape(b, (*a.shape[:-2], a.shape[-1], b.shape[-1]), "a right side")
     return tensor(a.dtype, (*a.shape[:-1], b.shape[-1]))
 
 
 matmul_direct = OpDef(
     "matmul_direct",
     Kind.CONTRACT,
+    arity=2,
     infer=_matmul_direct_type,
     ref=np.matmul,
-    doc="Matrix product [B,] M, K by [B,] K, N, both known only in a call.",
+    doc="matrix product [B,] M, K by [B,] K, N, both known only in a call",
     no_grad=NO_GRADIENT,
     flops=lambda y, a, b, **attrs: 2 * y.count * a.shape[-1],
     samples=lambda rng: [
         Sample((rng.normal(size=(6, 5)), rng.normal(size=(5, 40)))),
         Sample((rng.normal(size=(2, 33, 70)), rng.normal(size=(2, 70, 37)))),
     ],
-    errors=_flat_error("expects matrices", 2),
+    errors=lambda: [
+        *_flat_error("expects matrices", 2)(),
+        _mismatch((6, 5), (4, 3), "expects a right side (5, 3), got (4, 3)"),
+    ],
 )
 
 
@@ -355,6 +395,9 @@ matmul_direct = OpDef(
 def _matmul_packed_type(a: TensorType, b: TensorType, *, columns: Size) -> TensorType:
     if a.ndim < 2:
         raise ShapeError(f"expects a matrix (..., M, K), got {shape_text(a.shape)}")
+    batch = a.shape[:-2] if b.ndim > 3 else ()
+    panels = (columns + (PANEL - 1)) // PANEL
+    expect_shape(b, (*batch, panels, a.shape[-1], PANEL), "a packed matrix")
     return tensor(a.dtype, (*a.shape[:-1], columns))
 
 
@@ -368,22 +411,28 @@ def _matmul_packed_ref(a: Array, b: Array, *, columns: int) -> Array:
 matmul_packed = OpDef(
     "matmul_packed",
     Kind.CONTRACT,
+    arity=2,
+    attrs=as_given,
     infer=_matmul_packed_type,
     ref=_matmul_packed_ref,
     doc=(
-        "Matrix product [..., M, K] by a packed [..., K, N]; without batches on the right, all "
-        "rows are one matrix."
+        "matrix product [..., M, K] by a packed [..., K, N]; without batches on the right, all "
+        "rows are one matrix"
     ),
     no_grad=NO_GRADIENT,
     flops=lambda y, a, b, **attrs: 2 * y.count * a.shape[-1],
     samples=lambda rng: [
         Sample(
-            (rng.normal(size=(6, 5)), _pack_matrix_ref(rng.normal(size=(5, 40)))), {"columns": 40}
+            (rng.normal(size=(6, 5)), pack_matrix_ref(rng.normal(size=(5, 40)))), {"columns": 40}
         ),
         Sample(
-            (rng.normal(size=(2, 6, 5)), _pack_matrix_ref(rng.normal(size=(2, 5, 7)))),
+            (rng.normal(size=(2, 6, 5)), pack_matrix_ref(rng.normal(size=(2, 5, 7)))),
             {"columns": 7},
         ),
     ],
-    errors=_flat_error("a matrix", 2, columns=7),
+    errors=lambda: [
+        *_flat_error("a matrix", 2, columns=7)(),
+        _mismatch((6, 5), (1, 4, PANEL), "expects a packed matrix (1, 5, 32)", columns=7),
+        _mismatch((6, 5), (1, 5, PANEL), "expects a packed matrix (2, 5, 32)", columns=33),
+    ],
 )

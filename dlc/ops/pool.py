@@ -16,7 +16,7 @@ import numpy as np
 from dlc.errors import ArgumentError, DTypeError, Error, ShapeError
 from dlc.ir.node import Node, apply
 from dlc.ir.op import Array, ErrorSample, Kind, OpDef, Reduction, Sample
-from dlc.ir.sizes import Size, as_size, bounds
+from dlc.ir.sizes import Size, bounds
 from dlc.ir.types import TensorType, tensor
 from dlc.ops.window import (
     Pair,
@@ -27,6 +27,7 @@ from dlc.ops.window import (
     check_image,
     padding_of,
     pair,
+    rows_columns,
     torch_vjp,
 )
 
@@ -57,10 +58,8 @@ def _max_attrs(*types: TensorType, dilation: object = 1, **attrs: Any) -> dict[s
     return {**canonical, "dilation": pair("a dilation", dilation)}
 
 
-def _avg_grad_attrs(g: TensorType, *, input_shape: SizePair, **attrs: Any) -> dict[str, Any]:
-    if len(input_shape) != 2:
-        raise ArgumentError(f"expects input_shape as (rows, columns), got {input_shape!r}")
-    return {**_avg_attrs(**attrs), "input_shape": tuple(as_size(size) for size in input_shape)}
+def _avg_grad_attrs(g: TensorType, *, input_shape: object, **attrs: Any) -> dict[str, Any]:
+    return {**_avg_attrs(**attrs), "input_shape": rows_columns("input_shape", input_shape)}
 
 
 # Type rules.
@@ -426,6 +425,7 @@ max_pool2d_index = OpDef(
 max_pool2d_grad = OpDef(
     "max_pool2d_grad",
     Kind.OPAQUE,
+    arity=2,
     infer=_max_pool2d_grad_type,
     ref=_max_pool2d_grad,
     doc="gradient of max_pool2d: each window's share goes to its winner",

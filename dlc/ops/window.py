@@ -16,7 +16,7 @@ import numpy as np
 
 from dlc.errors import ArgumentError, DTypeError, ShapeError
 from dlc.ir.op import Array
-from dlc.ir.sizes import Size, bounds, equal, shape_text
+from dlc.ir.sizes import Size, as_size, bounds, equal, shape_text
 from dlc.ir.types import FLOATS, TensorType
 
 Pair: TypeAlias = tuple[int, int]
@@ -131,6 +131,13 @@ def pair(name: str, value: object, least: int = 1, forms: str = "") -> Pair:
     return whole(name, value[0], least, forms), whole(name, value[1], least, forms)
 
 
+def rows_columns(name: str, value: object) -> SizePair:
+    """An attribute given as (rows, columns), which may be symbolic."""
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        raise ArgumentError(f"expects {name} as (rows, columns), got {value!r}")
+    return as_size(value[0]), as_size(value[1])
+
+
 def padding_of(value: object) -> Padding:
     """Padding given as an int, (rows, columns) or ((top, bottom), (left, right)), as the last."""
     forms = "an int, (rows, columns) or ((top, bottom), (left, right))"
@@ -147,7 +154,7 @@ def check_image(x: TensorType, role: str = "an input", axes: str = "(N, C, H, W)
     if x.ndim != 4:
         raise ShapeError(
             f"expects {role} {axes}, got {shape_text(x.shape)}"
-            + ("; add a batch axis of size 1" if x.ndim == 3 else "")
+            + ("; add a batch axis of size 1" if x.ndim == 3 and role == "an input" else "")
         )
     check_float(x, role)
 

@@ -29,15 +29,17 @@ import numpy as np
 
 from dlc.errors import ShapeError
 from dlc.ir.op import Array, ErrorSample, Kind, OpDef, Sample
-from dlc.ir.sizes import Size, equal
+from dlc.ir.sizes import Size
 from dlc.ir.types import TensorType, tensor
+from dlc.ops.common import as_given
 from dlc.ops.packed import (
     NO_GRADIENT,
     PANEL,
     Pairs,
-    _expect_rank,
-    _pack_matrix_ref,
     conv_type,
+    expect_rank,
+    expect_shape,
+    pack_matrix_ref,
 )
 
 #: Width of the kernels.
@@ -88,13 +90,11 @@ def tiles_along(size: Size, m: int) -> Size:
 
 
 def _type(x: TensorType, u: TensorType, *, channels: int, padding: Pairs, m: int) -> TensorType:
-    _expect_rank(x, 4, "an image (N, C, H, W)")
+    expect_rank(x, 4, "an image (N, C, H, W)")
     if m not in POINTS:
         raise ShapeError(f"expects tiles of {' or '.join(map(str, POINTS))}, got {m}")
     panels = -(-channels // PANEL)
-    if u.ndim != 4 or not all(map(equal, u.shape, ((m + 2) ** 2, panels, x.shape[1], PANEL))):
-        shape = ((m + 2) ** 2, panels, x.shape[1], PANEL)
-        raise ShapeError(f"expects transformed weights {shape}, got {u.shape}")
+    expect_shape(u, ((m + 2) ** 2, panels, x.shape[1], PANEL), "transformed weights")
     return conv_type(x, channels, (TAPS, TAPS), padding)
 
 
@@ -124,7 +124,7 @@ def transformed(w: Array, m: int) -> Array:
     """Weights (O, I, 3, 3) as the op reads them: G w G^T, [point][panel][I][32], in float64."""
     g = matrices(m)[1]
     u = g @ w.astype(np.float64) @ g.T
-    return _pack_matrix_ref(u.reshape(*w.shape[:2], -1).transpose(2, 1, 0))
+    return pack_matrix_ref(u.reshape(*w.shape[:2], -1).transpose(2, 1, 0))
 
 
 def magnitude(x: Array, w: Array, padding: Pairs, m: int) -> Array:
@@ -138,7 +138,7 @@ def magnitude(x: Array, w: Array, padding: Pairs, m: int) -> Array:
     """
     at, g, bt = (np.abs(each) for each in matrices(m))
     u = g @ np.abs(w.astype(np.float64)) @ g.T
-    packed = _pack_matrix_ref(u.reshape(*w.shape[:2], -1).transpose(2, 1, 0))
+    packed = pack_matrix_ref(u.reshape(*w.shape[:2], -1).transpose(2, 1, 0))
     return _convolve(np.abs(x.astype(np.float64)), packed, at, bt, len(w), padding)
 
 
@@ -175,11 +175,13 @@ def _errors() -> Iterator[ErrorSample]:
 conv2d_winograd = OpDef(
     "conv2d_winograd",
     Kind.CONTRACT,
+    arity=2,
+    attrs=as_given,
     infer=_type,
     ref=_ref,
     doc=(
         "3x3 convolution of stride 1 by Winograd's algorithm, m x m results at a time; its FLOPs "
-        "are those of the products that it does, not of the direct sum."
+        "are those of the products that it does, not of the direct sum"
     ),
     no_grad=NO_GRADIENT,
     flops=_flops,

@@ -8,6 +8,7 @@ canonicalise    one form for what can be written in several ways
 fold_bn         batch norms, scales and biases into convolutions and linear layers
 decompose       composite ops into simpler ones
 select          an algorithm for each contraction
+sink_reshapes   pointwise work behind a contraction in the shape that it stores
 prepare         split off what depends on parameters only
 layout          physical order and padding of buffers
 fuse            groups around an anchor

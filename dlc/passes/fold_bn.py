@@ -19,6 +19,7 @@ from dlc.ir.manager import RulePass
 from dlc.ir.node import Node
 from dlc.ir.pattern import Guard, op, parametric, rule, used_once
 from dlc.ir.sizes import product
+from dlc.ops.norm import by_channel
 
 # Which shapes are one value a channel.
 
@@ -70,14 +71,9 @@ def _scale(v: Node, g: Node, eps: float) -> Node:
     return g / (v + eps).sqrt()
 
 
-def _channel(vector: Node, x: Node) -> Node:
-    """A vector (C,) as (C, 1, ...), which broadcasts along the channels of ``x``."""
-    return vector.reshape((x.shape[1], *(1,) * (x.ndim - 2)))
-
-
 def _scale_and_shift(x: Node, m: Node, v: Node, g: Node, b: Node, eps: float) -> Node:
     s = _scale(v, g, eps)
-    return x * _channel(s, x) + _channel(b - m * s, x)
+    return x * by_channel(s, x) + by_channel(b - m * s, x)
 
 
 def _through(t: Node, w: Node, groups: int) -> Node:
@@ -105,7 +101,7 @@ NORMAL_FORM = (
     rule(
         "bn(x, 0, v, g, 0) -> x·s",
         lambda x, v, g, e: op.batch_norm(x, 0, v, g, 0, eps=e),
-        lambda x, v, g, e: x * _channel(_scale(v, g, e), x),
+        lambda x, v, g, e: x * by_channel(_scale(v, g, e), x),
         parametric("v", "g"),
         rounding=4,
     ),

@@ -8,7 +8,7 @@ comes back.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from graphlib import TopologicalSorter
 from typing import Any
@@ -304,7 +304,7 @@ class _Fusion:
         order: Iterable[Node],
         maker: Mapping[Node, Node],
         inside: Mapping[Node, Sequence[Node]],
-    ):  # type: ignore[no-untyped-def]
+    ) -> Callable[[Node], tuple[int, int]]:
         """Sort key that keeps dependencies and otherwise follows the graph, so that values die
         early.
         """

@@ -17,6 +17,7 @@ from dlc.ir.node import Node, apply
 from dlc.ir.op import Kind
 from dlc.ir.plan import Layout
 from dlc.ir.rewrite import Journal
+from dlc.ir.types import TensorType
 from dlc.ops.winograd import overhang
 
 CHANNELS_LAST = (0, 2, 3, 1)
@@ -60,7 +61,12 @@ class AssignLayouts(Pass):
                 if same
                 else node.builder.node(node.op, tuple(inputs), node.attrs, node.origins)
             )
-        outputs = tuple(_as_rows(new[node], node, orders, halos) for node in graph.outputs)
+        outputs = tuple(
+            _alone(new[node], node, orders, halos)
+            if number in graph.aliases
+            else _as_rows(new[node], node, orders, halos)
+            for number, node in enumerate(graph.outputs)
+        )
         return replace(graph, outputs=outputs, inputs=tuple(new[node] for node in graph.inputs))
 
 
@@ -78,7 +84,7 @@ def _orders(graph: Graph) -> dict[Node, tuple[int, ...]]:
     """The physical order of each single-output node."""
     orders: dict[Node, tuple[int, ...]] = {}
     for node in graph.nodes:
-        if hasattr(node.type, "shape"):
+        if isinstance(node.type, TensorType):
             orders[node] = _order(node, orders)
     return orders
 
@@ -169,10 +175,19 @@ def _as_needed(
     return apply("relayout", new, order=order, halo=halo)
 
 
+def _alone(
+    new: Node, node: Node, orders: Mapping[Node, tuple[int, ...]], halos: Mapping[Node, Halo]
+) -> Node:
+    """A new value of a parameter, in whatever order, without a halo."""
+    if halos.get(node, NO_HALO) == NO_HALO or node.op.kind is Kind.LEAF:
+        return new
+    return apply("relayout", new, order=orders[node], halo=NO_HALO)
+
+
 def _as_rows(
     new: Node, node: Node, orders: Mapping[Node, tuple[int, ...]], halos: Mapping[Node, Halo]
 ) -> Node:
-    if not hasattr(node.type, "shape") or node.op.kind is Kind.LEAF:
+    if node.op.kind is Kind.LEAF:
         return new
     rows = Layout.rows(node.ndim)
     if Layout(orders[node], halos.get(node, rows.halo)) == rows:

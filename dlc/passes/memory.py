@@ -32,14 +32,21 @@ def assign_memory(
     """
     owner = _owners(groups)
     buffers: dict[Node, Buffer] = {}
+    states, state = set(graph.aliases.values()), 0
     for node in graph.nodes:
         if node.op.name in ("input", "parameter"):
             kind = "input" if node.op.name == "input" else "parameter"
             buffers[node] = Buffer(str(node.name), kind, node.tensor_type, Layout.rows(node.ndim))
+            if node.name in states:
+                own = replace(buffers[node], role="state", layout=layouts[node], offset=state)
+                buffers[node] = own
+                state += align(bounds(own.nbytes)[1] + SLACK)
         elif node.op.name == "constant":
             name = f"constant_{content_digest(node.attrs['value'])}"
             buffers[node] = Buffer(name, "constant", node.tensor_type, Layout.rows(node.ndim))
-    ends = {owner.get(node, node) for node in graph.outputs}
+    in_place = {value: leaf for group in groups for value, leaf in group.in_place}
+    buffers |= {value: buffers[leaf] for value, leaf in in_place.items()}
+    ends = {owner.get(n, n) for i, n in enumerate(graph.outputs) if i not in graph.aliases}
     names = {
         owner.get(n, n): name for n, name in zip(graph.outputs, graph.output_names, strict=True)
     }
@@ -47,7 +54,7 @@ def assign_memory(
     last_use = _last_uses(groups, owner)
     for number, group in enumerate(groups):
         for node in group.outputs:
-            if owner[node] is not node:
+            if owner[node] is not node or node in in_place:
                 continue  # a view lies in its owner's buffer
             if node in ends and role == "arena":
                 buffers[node] = Buffer(names[node], "output", node.tensor_type, layouts[node])
@@ -73,7 +80,7 @@ def assign_memory(
                 buffers[node] = Buffer(
                     base.name, base.role, node.tensor_type, Layout.rows(node.ndim), base.offset
                 )
-    return Schedule(graph, tuple(groups), layouts, buffers, arena.size)
+    return Schedule(graph, tuple(groups), layouts, buffers, arena.size, state)
 
 
 def content_digest(array: np.ndarray[Any, Any]) -> str:

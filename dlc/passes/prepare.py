@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from dlc.ir.graph import Graph, is_parametric
 from dlc.ir.node import Node
 from dlc.ir.op import Kind
+from dlc.ir.types import TensorType
 
 #: Role of the leaves through which `main` reads what `prepare` has made.
 PREPARED = "prepared"
@@ -33,14 +34,14 @@ def split(graph: Graph) -> Split:
     """Split a graph; leaves and scalar constants stay where they are read."""
     early: dict[Node, bool] = {}
     for node in graph.nodes:
-        early[node] = is_parametric(node, early)
+        early[node] = is_parametric(node, early) and node.name not in graph.aliases.values()
     made = {node for node in graph.nodes if early[node] and node.op.kind is not Kind.LEAF}
     users, ends = graph.users(), set(graph.outputs)
     crossing = [
         node
         for node in graph.nodes
         if node in made
-        and hasattr(node.type, "shape")
+        and isinstance(node.type, TensorType)
         and (node in ends or not made.issuperset(users[node]))
     ]
     taken = {node.name for node in graph.nodes if node.op.kind is Kind.LEAF}

@@ -12,10 +12,12 @@ from dlc.ir.schedule import Schedule
 from dlc.ir.sizes import bounds
 from dlc.passes import run as run_passes
 from dlc.passes.fuse import fuse
+from dlc.passes.in_place import settle, with_own_values
 from dlc.passes.layout import AssignLayouts, layouts
 from dlc.passes.memory import assign_memory
 from dlc.passes.prepare import PREPARED, split
 from dlc.passes.select import SelectAlgorithms
+from dlc.passes.sink_reshapes import SinkReshapes
 
 
 def schedule(
@@ -24,7 +26,8 @@ def schedule(
     """Schedules of `prepare` and `main`, and the bytes of prepared memory; ``run`` runs the passes
     that still rewrite the graph.
     """
-    parts = split(run(graph, (SelectAlgorithms(), AssignLayouts())))
+    chosen = (SelectAlgorithms(), SinkReshapes(), AssignLayouts())
+    parts = split(run(with_own_values(graph), chosen))
     prepare = _scheduled(parts.prepare, "prepared")
     offsets, total = {}, 0
     for node, name in zip(parts.prepare.outputs, parts.names, strict=True):
@@ -36,8 +39,8 @@ def schedule(
 
 
 def _scheduled(graph: Graph, role: str) -> Schedule:
-    places = layouts(graph)
-    return assign_memory(graph, fuse(graph, places), places, role)
+    groups, places = settle(graph, fuse(graph, places := layouts(graph)), places)
+    return assign_memory(graph, groups, places, role)
 
 
 def _placed(schedule: Schedule, offsets: dict[str, int]) -> Schedule:

@@ -18,8 +18,9 @@ from dlc.ir.types import INTEGERS, is_float
 
 # Guards.
 
-#: Ops whose results are neither negative nor -0.0, of floats (integers overflow).
-NOT_NEGATIVE = frozenset(("abs", "square", "relu", "exp", "sigmoid", "step", "softmax"))
+#: Ops whose results are neither negative nor -0.0, of floats (integers overflow). A relu is none
+#: of them: it keeps -0.0.
+NOT_NEGATIVE = frozenset(("abs", "square", "exp", "sigmoid", "step", "softmax"))
 
 #: Casts that keep every value: from each element type, the types that hold all its values.
 LOSSLESS = {

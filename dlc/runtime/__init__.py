@@ -10,4 +10,6 @@ loader      objects into this process
 elf         what an object defines and needs
 bundle      a compiled model as bytes, for the cache
 cache       what was compiled before, on disk
+profile     where the time of a call goes, kernel by kernel
+peak        what the machine can do, which profiles compare with
 """

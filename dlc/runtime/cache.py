@@ -24,7 +24,7 @@ from pathlib import Path
 from dlc import config
 from dlc.errors import ArgumentError, CacheError, CacheWarning, explain
 
-__all__ = ["Cache", "CodeStore", "Stats", "code_version", "default", "digest"]
+__all__ = ["Cache", "CodeStore", "Stats", "Store", "code_version", "default", "digest"]
 
 CHECKSUM = hashlib.sha256().digest_size  # an entry is the checksum, then the value
 TEMPORARY = ".new-"
@@ -235,20 +235,18 @@ class Cache:
 
     def _make_room(self, written: str, size: int) -> None:
         """Keep the books after a write; beyond the limit, remove entries, but never `written`."""
-        if self._bytes is None:
-            self._bytes = sum(entry.size for entry in self._entries())
-        else:
-            self._bytes += size
-        if self._bytes <= self.limit:
+        believed = self._bytes  # read once: another thread may clear the cache meanwhile
+        if believed is not None and believed + size <= self.limit:
+            self._bytes = believed + size
             return
         entries = self._entries()  # others write and remove too: what is there decides
-        self._bytes = sum(entry.size for entry in entries)
-        if self._bytes <= self.limit:
-            return
-        for entry in sorted(entries, key=lambda entry: entry.used):
-            if self._bytes > KEPT * self.limit and entry.path != written:
-                _remove(entry.path)
-                self._bytes -= entry.size
+        total = sum(entry.size for entry in entries)
+        if total > self.limit:
+            for entry in sorted(entries, key=lambda entry: entry.used):
+                if total > KEPT * self.limit and entry.path != written:
+                    _remove(entry.path)
+                    total -= entry.size
+        self._bytes = total
 
     def _entries(self) -> list[_Entry]:
         """What is there now, with what processes that died left; others come and go meanwhile."""
@@ -370,20 +368,34 @@ def _remove(path: str) -> None:
         os.unlink(path)
 
 
-class CodeStore:
-    """What dlc's own code has made, in the default cache: keyed by its making and by that code."""
+class Store:
+    """Where dlc's own code keeps what it has made from one compilation to the next; this one keeps
+    nothing.
+    """
 
     def get(self, parts: Sequence[object]) -> bytes | None:
         """What was made of ``parts``, anything with a `repr` that says all; None if nothing was."""
-        return default().get(_key(parts))
 
     def put(self, parts: Sequence[object], value: bytes) -> None:
         """Keep what was made of ``parts``."""
-        default().put(_key(parts), value)
 
     def get_or(self, parts: Sequence[object], make: Callable[[], bytes]) -> bytes:
         """What was made of ``parts``, or what ``make`` gives, kept."""
-        return default().get_or(_key(parts), make)
+        value = self.get(parts)
+        if value is None:
+            value = make()
+            self.put(parts, value)
+        return value
+
+
+class CodeStore(Store):
+    """A store in the default cache, keyed also by the code that makes what is in it."""
+
+    def get(self, parts: Sequence[object]) -> bytes | None:
+        return default().get(_key(parts))
+
+    def put(self, parts: Sequence[object], value: bytes) -> None:
+        default().put(_key(parts), value)
 
 
 def _key(parts: Sequence[object]) -> str:

@@ -13,6 +13,7 @@ from dlc.errors import ArgumentError
 
 if TYPE_CHECKING:
     from dlc.runtime.profile import Profile
+    from dlc.runtime.runner import Kept
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
 
@@ -44,9 +45,10 @@ class Runs(Protocol):
     """What an executable needs of a backend's runner."""
 
     recent: Callable[[Sequence[Any]], list[Array] | None] | None
+    kept: Kept | None
 
     def refresh(self, parameters: Mapping[str, Array]) -> None:
-        """Take new values of all parameters."""
+        """Take new values of all parameters that calls do not change."""
 
     def __call__(self, *arrays: Array) -> list[Array]:
         """Outputs of one call."""
@@ -61,6 +63,20 @@ class Source(Protocol):
 
     def numpy(self) -> Array:
         """The value."""
+
+    def lend(self, keeper: Kept, name: str, version: int) -> bool:
+        """Let a runner keep the value, if it is still that of ``version``."""
+
+    def lent_to(self, keeper: Kept) -> bool:
+        """Whether a runner keeps the value."""
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Versions of values: ``newest()`` in the process, and ``advance()`` to a new one."""
+
+    newest: Callable[[], int]
+    advance: Callable[[], int]
 
 
 class Profiler(Protocol):
@@ -89,14 +105,17 @@ class Executable:
         sources: Mapping[str, Source],
         flatten: Callable[..., Sequence[Array]],
         finish: Callable[[Sequence[Array]], Any],
-        newest: Callable[[], int],
+        clock: Clock,
         flat: bool = False,
         profiler: Profiler | None = None,
     ):
         self._graph = graph
         self.kernels = tuple(kernels)
-        self._runner, self._sources = runner, sources
-        self._flatten, self._finish, self._newest = flatten, finish, newest
+        kept = runner.kept.names if runner.kept else ()
+        self._runner, self._kept = runner, runner.kept
+        self._sources = {name: each for name, each in sources.items() if name not in kept}
+        self._lent = {name: sources[name] for name in kept}
+        self._flatten, self._finish, self._clock = flatten, finish, clock
         self._flat = flat  # arrays by position in, one array out
         self._profiler = profiler
         self._lock = threading.Lock()
@@ -122,7 +141,9 @@ class Executable:
         IndexError
             A kernel met an index or a label out of range.
         """
-        newest = self._newest()
+        if self._kept is not None:
+            return self._changing(self._kept, args, kwargs)
+        newest = self._clock.newest()
         if self._flat and newest == self._seen and not kwargs:
             fast = self._runner.recent
             outputs = fast(args) if fast is not None else None
@@ -132,6 +153,43 @@ class Executable:
         if newest != self._seen:
             self._follow(newest)
         return self._finish(self._runner(*arrays))
+
+    def _changing(self, kept: Kept, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """A call that gives parameters new values: one at a time, and if it fails it gives none."""
+        while True:
+            newest = self._clock.newest()
+            assigned = {} if newest == self._seen else self._assigned(kept)
+            with kept.lock:
+                if not self._take(kept, assigned) or newest != self._clock.newest():
+                    continue  # somebody assigned values meanwhile
+                outputs = None
+                if self._flat and newest == self._seen and not kwargs:
+                    fast = self._runner.recent
+                    outputs = fast(args) if fast is not None else None
+                if outputs is None:
+                    arrays = self._flatten(args, kwargs)
+                    if newest != self._seen:
+                        self._follow(newest)
+                    outputs = self._runner(*arrays)
+                kept.version = self._clock.advance()
+                if kept.version == newest + 1:
+                    self._seen = kept.version
+            return self._finish(outputs)
+
+    def _assigned(self, kept: Kept) -> dict[str, tuple[int, Array]]:
+        """Values, with their versions, that the runner does not keep yet. Nobody's lock is held
+        meanwhile, since another runner may keep them.
+        """
+        missing = {n: each for n, each in self._lent.items() if not each.lent_to(kept)}
+        return {name: (each.version, each.numpy()) for name, each in missing.items()}
+
+    def _take(self, kept: Kept, assigned: Mapping[str, tuple[int, Array]]) -> bool:
+        """Let the runner keep these values; False if one of them has changed since."""
+        for name, (version, value) in assigned.items():
+            if not self._lent[name].lend(kept, name, version):
+                return False
+            kept.write(name, value)
+        return True
 
     def profile(self, *args: Any, repeats: int | None = None, **kwargs: Any) -> Profile:
         """Time each kernel in calls on given arrays, and compare it with the machine's peak.
@@ -165,8 +223,12 @@ class Executable:
         """Keep the present values of the parameters, whatever becomes of the model; what only they
         were needed for is let go.
         """
+        if self._kept is not None:
+            for name, (_, value) in self._assigned(self._kept).items():
+                self._kept.write(name, value)
         self._follow(0)
-        self._sources, self._newest = {}, lambda: 0
+        self._sources, self._lent = {}, {}
+        self._clock = Clock(lambda: 0, lambda: 0)
 
     def _follow(self, newest: int) -> None:
         """Hand new parameter values to the runner, if any has changed up to version ``newest``.

@@ -25,6 +25,7 @@ STEP_ARGUMENTS = 1  # address of its words
 STEP_FLAGS = 2
 STEP_WORDS = 3
 BARRIER = 1  # flag: every thread finishes this step before any starts the next
+GUARDED = 2  # flag: the step is left out once there is an error
 
 # A pool: first what seldom changes, then the words that threads meet at, then the threads' own.
 LINE = 16
@@ -34,6 +35,7 @@ POOL_WHOLE = 2  # 1: every call waits for all the threads it asks for
 POOL_CPUS = 3  # processors this process may use, as last seen
 POOL_CHECKED = 4  # when that was, in nanoseconds of the coarse monotonic clock
 POOL_BUSY = 1 * LINE  # 1 while a call has the workers; `STOPPED` more once the pool is stopped
+POOL_PAUSE = 1 * LINE + 2  # two words for `dlc_stop`: how long it sleeps between two looks
 POOL_FRAME = 2 * LINE  # the call's frame, and how many threads run it
 POOL_TEAM = 2 * LINE + 1
 POOL_CROWDED = 2 * LINE + 2  # 1 when a member of this call's team does not get a processor
@@ -45,7 +47,7 @@ SCRATCH_WORDS = 8 * LINE
 POOL_LINES = POOL_SCRATCH + SCRATCH_WORDS
 THREAD_WORDS = 2 * LINE
 STOPPED = 2
-TEAM_CLOSED = 1 << 32
+TEAM_CLOSED = 1 << 30  # within the half of a word that a sleeping thread looks at
 
 # A thread of the pool, 0 being the caller: a line of its own, then one that only callers touch.
 MAILBOX = 0
@@ -90,6 +92,11 @@ DONE = 0
 MISFIT = 1  # an argument is not what the table says; nothing was run
 BUSY = 2  # the frame is in use; nothing was run
 FAILED = 3  # a kernel found an error, and the frame stays leased so that the header can be read
+
+
+def flags(barrier: bool, guarded: bool = False) -> int:
+    """The flags of a step."""
+    return (BARRIER if barrier else 0) | (GUARDED if guarded else 0)
 
 
 def pool_words(threads: int) -> int:

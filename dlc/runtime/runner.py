@@ -14,10 +14,18 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from dlc.errors import DTypeError, ExecutionError, IndexError, ShapeError, explain
+from dlc.errors import (
+    DTypeError,
+    Error,
+    ExecutionError,
+    IndexError,
+    NumericsError,
+    ShapeError,
+    explain,
+)
 from dlc.ir.plan import SITES, SLACK, Address, Buffer, Plan, Scratch, Step, align
 from dlc.ir.sizes import Dim, Poly, Size, bounds, dims, evaluate, shape_text
-from dlc.ir.types import ITEMSIZE
+from dlc.ir.types import ITEMSIZE, TensorType
 from dlc.runtime import frame
 from dlc.runtime.entry import DONE, FAILED, Argument, make_entry
 from dlc.runtime.loader import Linked
@@ -48,11 +56,17 @@ class Memory:
         self.address = align(start)
 
     def read(self, buffer: Buffer) -> Array:
-        """A copy of a buffer of known size that lies here in row-major order."""
-        assert buffer.layout.plain, f"{buffer.name} has the layout {buffer.layout}"
+        """A copy, in row-major order, of a buffer of known size without a halo."""
+        return self.view(buffer).copy(order="C")
+
+    def view(self, buffer: Buffer) -> Array:
+        """The buffer itself as an array."""
+        order = buffer.layout.order
+        assert not any(map(any, buffer.layout.halo)), f"{buffer.name} has a halo"
         start = self.address - self._raw.ctypes.data + buffer.offset
         flat = self._raw[start : start + int(buffer.nbytes)].view(buffer.type.dtype)
-        return flat.reshape(buffer.type.shape).copy()
+        extents = [int(buffer.type.shape[dim]) for dim in order]
+        return flat.reshape(extents).transpose(np.argsort(order))
 
 
 @dataclass
@@ -67,6 +81,37 @@ class _Frame:
     arena: Memory
     scratch: Memory
     memory: Memory
+
+
+class Kept:
+    """Parameters and buffers that calls give new values, in memory of their own.
+
+    Whoever reads or writes them holds the lock, so that no value is read half written.
+
+    Attributes
+    ----------
+    names : tuple of str
+    version : int
+        Of the newest values, for their readers.
+    """
+
+    def __init__(self, plan: Plan):
+        self.lock = threading.RLock()
+        self.version = 0
+        self.memory = Memory(plan.state)
+        self._buffers = {buffer.name: buffer for buffer in plan.states}
+        self.names = tuple(self._buffers)
+
+    def read(self, name: str) -> Array:
+        """A copy of a value."""
+        with self.lock:
+            return self.memory.read(self._buffers[name])
+
+    def write(self, name: str, value: Array) -> None:
+        """Take over a value."""
+        _check_type(self._buffers[name], value)
+        with self.lock:
+            self.memory.view(self._buffers[name])[...] = value
 
 
 class _State:
@@ -150,6 +195,8 @@ class Runner:
         self._entry = entry
         self._lock = threading.Lock()
         self._state: _State | None = None
+        self.kept = Kept(plan) if plan.state else None
+        self._arena: Memory | None = None  # of calls that come one by one
         self._read = _parameters_of(plan)
         self._specs = [plan.buffers[i] for i in plan.inputs]
         self._makers = [plan.buffers[i] for i in plan.outputs]
@@ -192,7 +239,12 @@ class Runner:
         return values
 
     def refresh(self, parameters: Mapping[str, Array]) -> None:
-        """Take new values of all parameters, by name, and recompute what depends on them only."""
+        """Take new values of all parameters that calls do not change, by name, and recompute what
+        depends on them only.
+        """
+        for buffer in self.plan.buffers:
+            if buffer.role == "parameter":
+                _check_type(buffer, parameters[buffer.name])
         state = _State(parameters, self.plan.prepared)
         if self.plan.prepare:
             values = {dim.name: dim.max for dim in self.plan.dims}
@@ -270,7 +322,7 @@ class Runner:
             self.pool,
             made.address,
             arguments,
-            keep=(made, self.linked, state.prepared, state.parameters),  # no way back to the entry
+            keep=(made, self.linked, state.prepared, state.parameters, self.kept),  # no way back
             release_gil=self._flops(values) > HELD_FLOPS,
         )
         outputs = [(a.shape, np.dtype(a.dtype)) for a in arguments if a.writable]
@@ -285,15 +337,18 @@ class Runner:
         code = int(leased.words[frame.ERROR])
         if code:
             got = int(leased.words[frame.ERROR_POSITION])
-            raise IndexError(self._index_message(code, got, values))
+            raise self._error(code, got, values)
 
-    def _index_message(self, code: int, got: int, values: Mapping[str, int]) -> str:
-        """Which op met an index out of range, where among its indices, and what was expected."""
+    def _error(self, code: int, got: int, values: Mapping[str, int]) -> Error:
+        """Which op found an error in data, where in its operand, and what was expected."""
         site, position = self.plan.sites[code % SITES - 1], code // SITES
         shape = tuple(evaluate(size, values) for size in site.shape)
-        place = tuple(int(i) for i in np.unravel_index(position, shape))
+        place = tuple(int(i) for i in np.unravel_index(position, shape)) if shape else ()
+        if site.op == "check_finite":
+            message = explain(site.op, "a finite value", f"another at {place}", where=site.module)
+            return NumericsError(message)
         expected = f"indices from 0 to {evaluate(site.extent, values) - 1}"
-        return explain(site.op, expected, f"{got} at {place}", where=site.module)
+        return IndexError(explain(site.op, expected, f"{got} at {place}", where=site.module))
 
     def _lease(self, state: _State, key: tuple[int, ...], values: Mapping[str, int]) -> _Frame:
         with self._lock:
@@ -320,9 +375,7 @@ class Runner:
         memory = Memory(8 * (start + count))
         words = _words_at(memory, start + count)
         scratch_bytes = evaluate(self.plan.scratch, values) * self.pool.threads
-        made = _Frame(
-            words, memory.address, [], Memory(self.plan.arena), Memory(scratch_bytes), memory
-        )
+        made = _Frame(words, memory.address, [], self._new_arena(), Memory(scratch_bytes), memory)
         made.words[: frame.HEADER_WORDS] = 0
         words[frame.STEP_COUNT] = len(steps)
         words[frame.STEPS] = memory.address + 8 * frame.HEADER_WORDS
@@ -336,11 +389,20 @@ class Runner:
             row = frame.HEADER_WORDS + frame.STEP_WORDS * i
             words[row + frame.STEP_KERNEL] = self.linked.address(step.kernel)
             words[row + frame.STEP_ARGUMENTS] = memory.address + 8 * at
-            words[row + frame.STEP_FLAGS] = frame.BARRIER if step.barrier else 0
+            words[row + frame.STEP_FLAGS] = frame.flags(step.barrier, step.guarded)
             for arg in step.args:
                 words[at] = self._word(arg, at, made, state, values, numbers)
                 at += 1
         return made
+
+    def _new_arena(self) -> Memory:
+        """Memory for the values of a call; calls that change parameters come one by one and share
+        it.
+        """
+        if self.kept is None:
+            return Memory(self.plan.arena)
+        self._arena = self._arena or Memory(self.plan.arena)
+        return self._arena
 
     def _word(
         self,
@@ -369,6 +431,9 @@ class Runner:
             return state.prepared.address + buffer.offset
         if buffer.role == "header":
             return made.address
+        if buffer.role == "state":
+            assert self.kept is not None
+            return self.kept.memory.address + buffer.offset
         source = (state.parameters if buffer.role == "parameter" else self._constants)[buffer.name]
         return int(source.ctypes.data)
 
@@ -378,6 +443,14 @@ def _patch(made: _Frame, sources: Sequence[Array], fresh: Mapping[str, Array]) -
     addresses = [a.ctypes.data for a in sources] + [a.ctypes.data for a in fresh.values()]
     for word, number, offset in made.patches:
         made.words[word] = addresses[number] + offset
+
+
+def _check_type(buffer: Buffer, value: Array) -> None:
+    """Refuse a parameter that is no longer of the type that kernels read."""
+    if value.dtype.name != buffer.type.dtype or value.shape != buffer.type.shape:
+        expected, got = str(buffer.type), str(TensorType(value.dtype.name, value.shape))
+        advice = "The model has changed since it was compiled; compile it again."
+        raise DTypeError(explain(f"the parameter {buffer.name!r}", expected, got, advice=advice))
 
 
 def _parameters_of(plan: Plan) -> list[str]:

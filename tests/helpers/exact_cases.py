@@ -57,6 +57,13 @@ SIMPLIFY = [
         lambda x: op.exp(x),
         {NEVER: lambda x: op.neg(x) + 0.0},
     ),
+    Case(
+        "x + 0 -> x",
+        X,
+        lambda x: op.square(x) + 0.0,
+        lambda x: op.square(x),
+        {NEVER: lambda x: op.relu(x) + 0.0},  # which keeps -0.0
+    ),
     Case("x - 0 -> x", X, lambda x: x - 0.0, lambda x: x),
     Case("x * 1 -> x", X, lambda x: x * 1.0, lambda x: x),
     Case("x * 1 -> x", (u8(3),), lambda x: 1 * x, lambda x: x),

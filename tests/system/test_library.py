@@ -129,11 +129,12 @@ def test_the_documentation(tmp_path, monkeypatch):
 
 
 def test_what_it_shows_and_needs(folder):
-    """Five functions, libc, and memory that is never writable and executable at once."""
+    """Six functions, libc, and memory that is never writable and executable at once."""
     path = folder / "lenet.so"
     symbols = output("nm", "-D", path).splitlines()
     shown = {line.split()[-1] for line in symbols if " T " in line}
-    assert shown == {f"lenet_{kind}" for kind in ("create", "run", "destroy", "error", "level")}
+    kinds = ("create", "run", "destroy", "error", "bad_index", "level")
+    assert shown == {f"lenet_{kind}" for kind in kinds}
     needed = {line.split()[-1].split("@")[0] for line in symbols if " T " not in line}
     assert needed <= set(LIBC.split())
     dynamic = output("readelf", "--wide", "--dynamic", path)
@@ -150,6 +151,15 @@ def test_the_same_library_every_time(tmp_path, folder):
     for suffix in (".so", ".h", ".safetensors"):
         made, before = again.with_suffix(suffix), (folder / "lenet.so").with_suffix(suffix)
         assert made.read_bytes() == before.read_bytes()
+
+
+def test_names_with_commas_and_spaces(tmp_path):
+    folder = tmp_path / "a, b"
+    folder.mkdir()
+    made = {HERE[0]: compiled_lenet(HERE[0])}
+    write_library(made, lenet().state_dict(), folder / "le,net 5.so", "lenet")
+    dynamic = output("readelf", "--wide", "--dynamic", folder / "le,net 5.so")
+    assert re.findall(r"\(SONAME\).*\[(.*)\]", dynamic) == ["le,net 5.so"]
 
 
 def test_everybody_may_read_the_files(folder):

@@ -27,12 +27,14 @@ _C_TYPES = {
     "float64": "double",
 }
 _RESERVED = """
-    alignas alignof and asm auto bitand bitor bool break case catch char class compl concept
-    const constexpr continue decltype default delete do double else enum explicit export extern
-    false float for friend goto if inline int int32_t int64_t long mutable namespace net new
-    noexcept not nullptr operator or private protected public register requires restrict return
-    short signed sizeof static struct switch template this throw true try typedef typeid typename
-    typeof uint8_t union unsigned using virtual void volatile while xor
+    alignas alignof and and_eq asm auto bitand bitor bool break case catch char char8_t char16_t
+    char32_t class co_await co_return co_yield compl concept const const_cast consteval constexpr
+    constinit continue decltype default delete do double dynamic_cast else enum explicit export
+    extern false float for friend goto if inline int int32_t int64_t linux long mutable namespace
+    net new noexcept not not_eq nullptr operator or or_eq private protected public register
+    reinterpret_cast requires restrict return short signed sizeof static static_assert static_cast
+    struct switch template this thread_local throw true try typedef typeid typename typeof
+    typeof_unqual uint8_t union unix unsigned using virtual void volatile wchar_t while xor xor_eq
 """
 
 # The statuses by name, in the order of their numbers in `words.py`, and what a user is told.
@@ -43,7 +45,7 @@ _STATUSES = (
         "an argument is a null pointer, or the number of threads is not in 0..{threads}",
     ),
     ("BAD_SIZE", "a size is out of range: {name}_run expects {ranges}"),
-    ("BAD_INDEX", "the data hold an index that is out of range"),
+    ("BAD_INDEX", "the data hold an index that is out of range; {name}_bad_index says which"),
     ("UNREADABLE_WEIGHTS", "the weights' file cannot be opened and read"),
     (
         "OTHER_WEIGHTS",
@@ -80,7 +82,7 @@ class Interface:
     @property
     def functions(self) -> tuple[str, ...]:
         """The symbols of the library, all of them."""
-        kinds = ("create", "run", "destroy", "error", "level")
+        kinds = ("create", "run", "destroy", "error", "bad_index", "level")
         return tuple(f"{self.name}_{kind}" for kind in kinds)
 
     @property
@@ -249,6 +251,13 @@ void {name}_destroy({name}_t *net);
 /* What a returned value means. */
 const char *{name}_error(int status);
 
+/* Who met an index out of range in the last call that gave {prefix}_BAD_INDEX: the op, its module,
+ * and what it expects; null if there was none. The index and its position among the others, in
+ * row-major order, go where the pointers say, unless they are null. Of several such calls at the
+ * same time, one is told about.
+ */
+const char *{name}_bad_index(const {name}_t *net, int64_t *position, int64_t *index);
+
 /* The level of processors that the running code was compiled for, such as "x86-64-v3". */
 const char *{name}_level(const {name}_t *net);
 
@@ -263,6 +272,7 @@ _CODE = """
 declare i64 @dlc_create(ptr, ptr, ptr, i64)
 declare i64 @dlc_run(ptr, ptr)
 declare i64 @dlc_destroy(ptr)
+declare i64 @dlc_bad_index(ptr, ptr, ptr)
 declare i64 @dlc_level(ptr)
 
 define i32 @{name}_create(ptr %net, ptr %weights, i32 %threads) {{
@@ -290,6 +300,12 @@ define ptr @{name}_error(i32 %status) {{
   %at = getelementptr ptr, ptr @messages, i32 %number
   %message = load ptr, ptr %at
   ret ptr %message
+}}
+
+define ptr @{name}_bad_index(ptr %net, ptr %position, ptr %index) {{
+  %location = call i64 @dlc_bad_index(ptr %net, ptr %position, ptr %index)
+  %text = inttoptr i64 %location to ptr
+  ret ptr %text
 }}
 
 define ptr @{name}_level(ptr %net) {{

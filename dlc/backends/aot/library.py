@@ -106,14 +106,13 @@ def write_library(
     ordered = _best_first(levels)
     for compiled in ordered.values():
         _check(compiled.plan, parameters)
+    final = {"weights": f"{name}.safetensors", "header": f"{name}.h", "library": path.name}
     try:
         with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as aside:
             folder = Path(aside)
-            weights = write_weights(folder / "weights", parameters)
-            contents = assemble(ordered, weights, name)
+            contents = assemble(ordered, write_weights(folder / "weights", parameters), name)
             (folder / "header").write_text(contents.interface.header())
             _link(contents, folder, path.name, compiler or _compiler(next(iter(ordered))))
-            final = {"weights": f"{name}.safetensors", "header": f"{name}.h", "library": path.name}
             for made in final:
                 _to_disk(folder / made)
             for made, called in final.items():
@@ -205,10 +204,11 @@ def _best_first(levels: Mapping[str, Compiled]) -> dict[Isa, Compiled]:
 
 def _check(plan: Plan, parameters: Mapping[str, Array]) -> None:
     """Refuse what a library cannot do, and parameters that do not fit."""
-    if plan.aliases:
+    changed = ", ".join(state.name for state in plan.states)
+    if changed:
         raise ArgumentError(
             f"a library does not change its parameters, but running this model gives new values "
-            f"to {', '.join(plan.aliases.values())}. Call eval() on the model before compiling it."
+            f"to {changed}. Call eval() on the model before compiling it."
         )
     for buffer in plan.buffers:
         if buffer.role != "parameter":
@@ -250,16 +250,17 @@ def _link(contents: Contents, folder: Path, soname: str, compiler: str) -> None:
     command: Sequence[str | Path] = (
         compiler,
         *_LINK,
-        f"-Wl,--version-script={folder / 'symbols'}",
-        f"-Wl,-soname,{soname}",
+        # Not by -Wl, which would split a name at its commas.
+        *("-Xlinker", f"--version-script={folder / 'symbols'}"),
+        *("-Xlinker", f"-soname={soname}"),
         *("-o", folder / "library"),
         *inputs,
     )
     try:
         subprocess.run(command, check=True, capture_output=True, text=True)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, PermissionError) as error:
         raise DependencyError(
-            f"a library is linked by a C compiler, but there is no {compiler}. Install one (on "
+            f"a library is linked by a C compiler, but {compiler} cannot be run. Install one (on "
             f"Debian: apt-get install gcc libc6-dev), or name yours with compiler=."
         ) from error
     except subprocess.CalledProcessError as error:

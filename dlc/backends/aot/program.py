@@ -75,9 +75,12 @@ from dlc.backends.aot.words import (
     MODEL_PREPARED_BYTES,
     MODEL_RANGE_TABLE,
     MODEL_SCRATCH_BYTES,
+    MODEL_SITE_TABLE,
     MODEL_SIZE_TABLE,
     MODEL_SIZES,
     MODEL_WEIGHTS_BYTES,
+    NET_BAD_INDEX,
+    NET_BAD_VALUE,
     NET_LEASES,
     NET_MODEL,
     NET_POOL,
@@ -113,9 +116,10 @@ from dlc.backends.native.machine import (
     store,
     swap,
 )
-from dlc.ir.plan import SLACK
+from dlc.ir.plan import SITES, SLACK
 from dlc.runtime.frame import (
     ERROR,
+    ERROR_POSITION,
     HEADER_WORDS,
     LINE,
     POOL_LINES,
@@ -130,12 +134,12 @@ from dlc.runtime.frame import (
     THREADS,
 )
 
-ENTRIES = ("dlc_create", "dlc_run", "dlc_destroy", "dlc_level", "dlc_copy")
+ENTRIES = ("dlc_create", "dlc_run", "dlc_destroy", "dlc_bad_index", "dlc_level", "dlc_copy")
 
 
 def build(isa: Isa) -> bytes:
     """Build the program: an object whose symbols are `ENTRIES`, for the processors of `isa`."""
-    entries = [dlc_create, dlc_run, dlc_destroy, dlc_level, dlc_copy]
+    entries = [dlc_create, dlc_run, dlc_destroy, dlc_bad_index, dlc_level, dlc_copy]
     return program(entries, isa, (*SYSTEM, *INTERPRETER, "syscall"))
 
 
@@ -369,7 +373,29 @@ def execute(net: Words, lease: Words, steps: Words) -> int:
         pool[POOL_THREADS] = net[NET_THREADS]
     frame = at(lease, LEASE_WORDS)
     call(pool, frame)
-    return OK if frame[ERROR] == 0 else BAD_INDEX
+    if frame[ERROR] == 0:
+        return OK
+    net[NET_BAD_VALUE] = frame[ERROR_POSITION]
+    store(at(net, NET_BAD_INDEX), frame[ERROR])
+    return BAD_INDEX
+
+
+def dlc_bad_index(net: Words, position: Words, index: Words) -> int:
+    """The address of a text: which op met the last index out of range; 0 if there was none.
+
+    Where that index stood among the others, and what it was, go where the arguments point.
+    """
+    if address(net) == 0:
+        return 0
+    code = load(at(net, NET_BAD_INDEX))
+    if code == 0:
+        return 0
+    if address(position) != 0:
+        position[0] = code // SITES
+    if address(index) != 0:
+        index[0] = net[NET_BAD_VALUE]
+    texts = pointer(pointer(net[NET_MODEL])[MODEL_SITE_TABLE])
+    return texts[code % SITES - 1]
 
 
 # Leases.

@@ -16,7 +16,7 @@ from dlc.backends.aot import words
 from dlc.backends.aot.program import feature_bits
 from dlc.backends.native.isa import Isa
 from dlc.errors import ShapeError
-from dlc.ir.plan import SLACK, Address, Arg, Buffer, Plan, Scratch, Step
+from dlc.ir.plan import SLACK, Address, Arg, Buffer, Plan, Scratch, Site, Step
 from dlc.ir.sizes import Dim, Floor, Poly, Size, as_size, bounds
 from dlc.ir.types import ITEMSIZE
 from dlc.runtime import frame
@@ -91,6 +91,8 @@ def model_rows(plan: Plan, isa: Isa, data: Data) -> dict[str, Row]:
         rows[f"{isa.name}.{name}"] = row
     rows[f"{isa.name}.sizes"] = sizes.table
     rows[f"{isa.name}.ranges"] = [bound for dim in plan.dims for bound in (dim.min, dim.max)]
+    texts = {f"{isa.name}.site.{i}": text_row(_expects(site)) for i, site in enumerate(plan.sites)}
+    rows |= texts | {f"{isa.name}.sites": list(texts)}
     rows[f"{isa.name}.name"] = text_row(isa.name)
     rows[f"{isa.name}.model"] = _model(plan, isa, data, len(sizes))
     return rows
@@ -113,7 +115,14 @@ def _model(plan: Plan, isa: Isa, data: Data, sizes: int) -> Row:
     row[words.MODEL_SIZE_TABLE] = f"{isa.name}.sizes"
     row[words.MODEL_PREPARE] = f"{isa.name}.prepare"
     row[words.MODEL_MAIN] = f"{isa.name}.main"
+    row[words.MODEL_SITE_TABLE] = f"{isa.name}.sites"
     return row
+
+
+def _expects(site: Site) -> str:
+    """What an op that reads indices expects of them."""
+    where = f" ({site.module})" if site.module else ""
+    return f"{site.op}{where} expects indices from 0 to {as_size(site.extent) - 1}"
 
 
 def _steps(steps: Sequence[Step]) -> Row:
@@ -123,7 +132,7 @@ def _steps(steps: Sequence[Step]) -> Row:
         row: Row = [0] * frame.STEP_WORDS
         row[frame.STEP_KERNEL] = step.kernel
         row[frame.STEP_ARGUMENTS] = arguments
-        row[frame.STEP_FLAGS] = frame.BARRIER if step.barrier else 0
+        row[frame.STEP_FLAGS] = frame.flags(step.barrier, step.guarded)
         table += row
         arguments += len(step.args)
     return table

@@ -38,7 +38,8 @@ MODEL_SIZES = 11  # how many sizes, the dims first
 MODEL_SIZE_TABLE = 12  # programs of those behind the dims, see `program.evaluate`
 MODEL_PREPARE = 13
 MODEL_MAIN = 14
-MODEL_WORDS = 15
+MODEL_SITE_TABLE = 15  # texts: what each op that may meet an index out of range expects
+MODEL_WORDS = 16
 
 # A program: steps, and the words that their kernels get.
 PROGRAM_STEPS = 0
@@ -70,6 +71,8 @@ NET_POOL_BYTES = 3
 NET_PREPARED = 4
 NET_WEIGHTS = 5
 NET_LEASES = 6  # the last lease that was made; each knows the one before
+NET_BAD_INDEX = 7  # the last index out of range: what its kernel reported, 0 if there was none
+NET_BAD_VALUE = 8  # and the index itself
 NET_PROCESSORS = 16  # for counting them
 PROCESSOR_WORDS = 128
 NET_WORDS = NET_PROCESSORS + PROCESSOR_WORDS

@@ -11,7 +11,9 @@ In processing order:
 - `python_twin.py`: the same names in plain Python, so that a kernel's source also runs uncompiled;
 - `frontend.py`: kernel source to LLVM text, with Numba typing and lowering it;
 - `objects.py`: LLVM text to one relocatable object for one level;
-- `machine.py`, `interpreter.py`: the native program that runs a table of steps, by the same path.
+- `crew.py`: many of them at once, in helper processes too;
+- `machine.py`, `interpreter.py`: the native program that runs a table of steps, by the same path;
+- `entry.py`: the way from Python into it.
 
 `dlc.runtime.loader` links the objects into this process; any linker makes a library of them.
 """

@@ -11,9 +11,11 @@ Run: python -m dlc.backends.native.crew   (a helper, as `compile_all` starts it)
 from __future__ import annotations
 
 import builtins
+import contextlib
 import json
 import logging
 import os
+import signal
 import struct
 import subprocess
 import sys
@@ -139,7 +141,11 @@ def _next(take: Callable[[], str]) -> str | None:
 
 def _drive(jobs: Mapping[str, Job], waiting: deque[str], made: dict[str, bytes]) -> None:
     """Feed one helper until no job waits; a job that it fails at is left to the caller."""
-    helper = _start()
+    try:
+        helper = _start()
+    except OSError as error:
+        logger.warning("a compile helper does not start: %s", error)
+        return
     assert helper.stdin is not None, "opened with a pipe"
     assert helper.stdout is not None, "opened with a pipe"
     try:
@@ -151,16 +157,18 @@ def _drive(jobs: Mapping[str, Job], waiting: deque[str], made: dict[str, bytes])
     except (BrokenPipeError, EOFError):
         logger.warning("a compile helper ended with status %s", helper.wait())
     finally:
-        helper.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # what it never read is flushed once more
+            helper.stdin.close()
         helper.stdout.close()
         helper.wait()
 
 
 def _start() -> subprocess.Popen[bytes]:
+    """A helper; it finds modules where dlc is, and not in the directory it happens to be in."""
     root = str(Path(__file__).resolve().parents[3])
     path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
     return subprocess.Popen(
-        [sys.executable, "-m", "dlc.backends.native.crew"],
+        [sys.executable, "-P", "-m", "dlc.backends.native.crew"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": path},
@@ -185,6 +193,7 @@ def _read(stream: BinaryIO | Any) -> bytes:
 
 def _help() -> None:
     """Serve jobs until the pipe closes; an empty answer means that a job failed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is for the caller, who then closes the pipe
     jobs, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever prints must not reach the pipe
     setup()

@@ -70,6 +70,7 @@ from dlc.runtime.frame import (
     ERROR_POSITION,
     EXCUSED,
     FRAME_PATIENCE,
+    GUARDED,
     HANDLE,
     HOME,
     IDLE,
@@ -87,6 +88,7 @@ from dlc.runtime.frame import (
     POOL_FRAME,
     POOL_JOINED,
     POOL_LINES,
+    POOL_PAUSE,
     POOL_SCRATCH,
     POOL_SLEEPERS,
     POOL_STARTED,
@@ -187,7 +189,8 @@ def walk(pool: Words, frame: Words, line: Words, team: int) -> int:
     meeting = 0
     for i in range(count):
         step = at(steps, i * STEP_WORDS)
-        run_kernel(step[STEP_KERNEL], pointer(step[STEP_ARGUMENTS]), thread, team)
+        if step[STEP_FLAGS] & GUARDED == 0 or load(at(frame, ERROR)) == 0:
+            run_kernel(step[STEP_KERNEL], pointer(step[STEP_ARGUMENTS]), thread, team)
         if team > 1 and step[STEP_FLAGS] & BARRIER != 0 and i + 1 < count:
             meeting += team
             meet(pool, line, meeting)
@@ -277,7 +280,7 @@ def report(pool: Words, line: Words) -> int:
     line[MET] = 0
     line[PROCESSOR] = processor()
     joined = at(pool, POOL_JOINED)
-    others = pool[POOL_TEAM] - 1
+    others = load(at(pool, POOL_TEAM)) - 1  # it may be closed now, with another `NUMBER`
     if add(joined, 1) + 1 >= others:
         wake(joined, at(pool, POOL_SLEEPERS))
     else:
@@ -476,7 +479,7 @@ def dlc_stop(pool: Words) -> int:
     """End the workers, after the call that they are in; later calls run alone."""
     busy = at(pool, POOL_BUSY)
     add(busy, STOPPED)  # from here on, no call gets the workers
-    moment = at(pool, POOL_SCRATCH)
+    moment = at(pool, POOL_PAUSE)  # the scratch words belong to the call that may be under way
     moment[0] = 0
     moment[1] = STOP_PAUSE
     while load(busy) & 1 != 0:

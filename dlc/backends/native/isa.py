@@ -45,6 +45,11 @@ class Isa:
     fma: bool
     requires: tuple[str, ...]
 
+    @property
+    def symbol(self) -> str:
+        """The level's name as a part of symbols."""
+        return self.name.replace("-", "_")
+
     def lanes(self, dtype: str) -> int:
         """How many elements of `dtype` ("float32", "float64", ...) one vector register holds."""
         return self.vector_bytes // _ITEM_BYTES[dtype]

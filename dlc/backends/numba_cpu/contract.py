@@ -14,7 +14,6 @@ from textwrap import indent
 from dlc.backends.native.frontend import Param
 from dlc.backends.native.isa import Isa
 from dlc.backends.numba_cpu.kernel import Kernel, Sizes, make_kernel
-from dlc.backends.numba_cpu.packing import fill_panel
 from dlc.backends.numba_cpu.tiles import CHAIN, Tile
 from dlc.backends.numba_cpu.vectors import PLAIN, Epilogue
 from dlc.errors import CompileError
@@ -30,6 +29,9 @@ STRETCH = 8
 #: eight ways; `FEW` of them fit.
 ALIAS = 4096
 FEW = 7
+#: Elements of a column that are packed before the next column's: they and their targets fit the
+#: cache.
+PIECE = 64
 
 
 @dataclass(frozen=True)
@@ -149,8 +151,7 @@ def matmul_sizes(
     w = w_strides or (panels * depth * PANEL, PANEL, 1)
     sizes |= dict(zip(("w_group", "w_depth", "w_column"), w))
     sizes |= {f"{operand.name}_group": 0 for operand in epilogue.columns}
-    places = {operand.name: (fulls or {}).get(operand.name, y) for operand in epilogue.fulls}
-    for name, (group, row) in ({"x": x, "y": y} | places).items():
+    for name, (group, row) in ({"x": x} | epilogue.places(y, fulls)).items():
         sizes |= dict(zip(_strides(name), (group, 0, 0, row)))
     return sizes
 
@@ -203,10 +204,7 @@ def conv2d_sizes(
     sizes |= {"columns": columns, **_runs(channels, kernel, x_strides, dilation, groups)}
     sizes |= {"w_group": panels * kernel[0] * kernel[1] * channels * PANEL}
     sizes |= {f"{operand.name}_group": columns for operand in epilogue.columns}
-    places = {
-        operand.name: (fulls or {}).get(operand.name, y_strides) for operand in epilogue.fulls
-    }
-    for name, place in ({"x": x, "y": y_strides} | places).items():
+    for name, place in ({"x": x} | epilogue.places(y_strides, fulls)).items():
         sizes |= dict(zip(_strides(name), (channels if name == "x" else columns, *place)))
     return sizes
 
@@ -334,9 +332,27 @@ if held != number:
     origin = g * w_group + panel * {PANEL} * w_column
     filled = columns - panel * {PANEL}
     filled = filled if filled < {PANEL} else {PANEL}
-{fill_panel("packed", "w", 1)}\
+{indent(_FILL, " " * 4)}
 weights = at(packed, mod(column, {PANEL}))"""
     return indent(text, " " * 20)
+
+
+# Copy `steps` steps of the sum of `filled` columns into a panel; zeros for columns there are not.
+_FILL = f"""\
+if w_column == 1 and filled == {PANEL}:
+    for c in range(steps):
+        for j in range({PANEL}):
+            packed[place + c * {PANEL} + j] = w[origin + c * w_depth + j]
+else:
+    for near in range(0, steps, {PIECE}):
+        far = near + {PIECE} if near + {PIECE} < steps else steps
+        for j in range(filled):
+            for c in range(near, far):
+                taken = w[origin + j * w_column + c * w_depth]
+                packed[place + c * {PANEL} + j] = taken
+        for j in range(filled, {PANEL}):
+            for c in range(near, far):
+                packed[place + c * {PANEL} + j] = 0"""
 
 
 def _tables(names: Iterable[str], rows: int) -> str:

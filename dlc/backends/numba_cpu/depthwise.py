@@ -16,7 +16,6 @@ from llvmlite import ir
 
 from dlc.backends.native.frontend import Param
 from dlc.backends.native.isa import Isa
-from dlc.backends.native.python_twin import python_namespace
 from dlc.backends.numba_cpu.kernel import Kernel, NativeFunction, Sizes, make_kernel
 from dlc.backends.numba_cpu.vectors import (
     PLAIN,
@@ -26,6 +25,7 @@ from dlc.backends.numba_cpu.vectors import (
     VectorFunction,
     declare,
     declare_internal,
+    tile_twin,
     word,
 )
 from dlc.ir.sizes import Size
@@ -70,9 +70,8 @@ class DepthwiseTile(NativeFunction):
     @property
     def name(self) -> str:
         """The symbol: level and shape in words, what else there is as a digest."""
-        level = self.isa.name.replace("-", "_")
         digest = self.epilogue.digest(self.dtype, self.stride, self.dilation)
-        return f"depthwise_{level}_{ROWS}x{self.taps}_{digest}"
+        return f"depthwise_{self.isa.symbol}_{ROWS}x{self.taps}_{digest}"
 
     @property
     def params(self) -> tuple[Param, ...]:
@@ -114,21 +113,7 @@ class DepthwiseTile(NativeFunction):
 
     def twin(self) -> Callable[..., None]:
         """The same function in plain Python, for `python_twin.run`."""
-        names = [param.name for param in self.params]
-        expression = compile(self.epilogue.expression, f"<{self.name}>", "eval")
-
-        def tile(*arguments: Any) -> None:
-            arg = dict(zip(names, arguments, strict=True))
-            for i in range(arg["rows"]):
-                for j in range(arg["columns"]):
-                    values = {"acc": self._sum(arg, i, j)}
-                    values |= {each.name: arg[each.name][j] for each in self.epilogue.columns}
-                    for each in self.epilogue.fulls:
-                        values[each.name] = arg[each.name][i * arg[f"{each.name}_pixel"] + j]
-                    result = eval(expression, dict(python_namespace()), values)
-                    arg["y"][i * arg["y_pixel"] + j] = result
-
-        return tile
+        return tile_twin(self, self._sum, lambda arg, name, i: i * arg[f"{name}_pixel"])
 
     def _sum(self, arg: Mapping[str, Any], i: int, j: int) -> Any:
         """acc[i, j] of the formula."""
@@ -306,10 +291,7 @@ def depthwise_sizes(
     sizes: Sizes = {"images": shape[0], "height": shape[1], "width": shape[2]}
     sizes |= {"columns": columns, "lines": lines, "x_line": x_strides[1] * dilation}
     x = (x_strides[0], x_strides[1] * stride, x_strides[2])
-    places = {
-        operand.name: (fulls or {}).get(operand.name, y_strides) for operand in epilogue.fulls
-    }
-    for name, place in ({"x": x, "y": y_strides} | places).items():
+    for name, place in ({"x": x} | epilogue.places(y_strides, fulls)).items():
         sizes |= dict(zip((f"{name}_image", f"{name}_row", f"{name}_pixel"), place))
     return sizes
 

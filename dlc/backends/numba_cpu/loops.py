@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from dlc.backends.numba_cpu.writer import KernelSource, Loop, Writer
+from dlc.backends.numba_cpu.writer import KernelSource, Loop, Var, Writer, loop_over
 from dlc.ir.node import Node
 from dlc.ir.plan import Layout
 from dlc.ir.schedule import Group
-from dlc.ir.sizes import Dim, Poly, Size, as_size, bounds, dims, product, substitute
+from dlc.ir.sizes import Dim, Poly, Size, as_size, dims, product, substitute
 
 #: A single loop is shared between threads in blocks of this many elements.
 BLOCK = 64
@@ -25,8 +25,9 @@ def pointwise_kernel(group: Group, layouts: Mapping[Node, Layout], name: str) ->
     out = group.outputs[0]
 
     def body(writer: Writer, index: Sequence[Size]) -> None:
-        for node in group.outputs:
-            writer.store(node, index, writer.value(node, index))
+        values = [writer.value(node, index) for node in group.outputs]
+        for node, value in zip(group.outputs, values, strict=True):  # behind all that reads
+            writer.store(node, index, value)
 
     loops = loop_nest(out.shape, layouts[out].order)
     loops = collapse(group, layouts, loops, out.ndim, body)
@@ -39,11 +40,7 @@ def pointwise_kernel(group: Group, layouts: Mapping[Node, Layout], name: str) ->
 
 def loop_nest(shape: Sequence[Size], order: Sequence[int]) -> list[Loop]:
     """Loops over the dimensions of more than one element, slowest first in memory."""
-    return [
-        Loop(Dim(f"i{d}", 0, max(bounds(shape[d])[1] - 1, 0)), shape[d])
-        for d in order
-        if shape[d] != 1
-    ]
+    return [loop_over(f"i{d}", shape[d]) for d in order if shape[d] != 1]
 
 
 def index_of(loops: Sequence[Loop], ndim: int) -> tuple[Size, ...]:
@@ -58,7 +55,7 @@ def collapse(
     loops: list[Loop],
     ndim: int,
     body: Callable[[Writer, Sequence[Size]], None],
-    apart: Sequence[Dim] = (),
+    apart: Sequence[Var] = (),
 ) -> list[Loop]:
     """Merge neighbouring loops that all addresses walk as one; loops in ``apart`` merge only with
     their like.
@@ -76,7 +73,7 @@ def collapse(
         )
         if walks:
             extent = as_size(outer.extent) * innermost.extent
-            merged[0] = Loop(Dim(innermost.var.name, 0, max(bounds(extent)[1] - 1, 0)), extent)
+            merged[0] = loop_over(innermost.var.name, extent)
         else:
             merged.insert(0, outer)
         if walks:
@@ -88,11 +85,11 @@ def collapse(
     )  # a guard that always held may not hold for the longer loop
 
 
-def _renamed(address: Size, old: Dim, new: Dim) -> Size:
+def _renamed(address: Size, old: Var, new: Var) -> Size:
     return substitute(address, {old: as_size(new)})
 
 
-def coefficient(address: Size, var: Dim) -> Size | None:
+def coefficient(address: Size, var: Var) -> Size | None:
     """What an address grows by when a loop variable grows by one; None if not constant."""
     total: Size = 0
     for monomial, factor in address.terms.items() if isinstance(address, Poly) else ():

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from dlc.backends.native.crew import Job, compile_all
 from dlc.backends.native.isa import Isa
 from dlc.backends.numba_cpu.contraction import contract_kernel
 from dlc.backends.numba_cpu.halo import halo_kernel
+from dlc.backends.numba_cpu.kernel import NativeFunction
 from dlc.backends.numba_cpu.loops import pointwise_kernel
 from dlc.backends.numba_cpu.opaque import OPAQUE, opaque_kernel
 from dlc.backends.numba_cpu.reduce import reduce_kernel
@@ -29,16 +30,7 @@ from dlc.ir.schedule import Group, Schedule
 from dlc.ir.sizes import Size, as_size, bounds
 from dlc.ir.types import TensorType
 from dlc.runtime.bundle import Compiled
-
-
-class Store:
-    """Where objects are kept from one compilation to the next; this one keeps nothing."""
-
-    def get(self, key: Sequence[object]) -> bytes | None:
-        """The bytes kept under a key."""
-
-    def put(self, key: Sequence[object], value: bytes) -> None:
-        """Keep bytes."""
+from dlc.runtime.cache import Store
 
 
 @dataclass
@@ -65,20 +57,21 @@ class Lowering:
         """The plan of both schedules and the objects of their kernels."""
         steps = [self._steps(schedule) for schedule in (prepare, main)]
         graph = main.graph
+        results = [i for i in range(len(graph.outputs)) if i not in graph.aliases]
         plan = Plan(
             buffers=(),
             prepare=tuple(steps[0]),
             main=tuple(steps[1]),
             inputs=tuple(self._buffer(main.buffers[node]) for node in graph.inputs),
-            outputs=tuple(self._buffer(main.buffers[node]) for node in graph.outputs),
+            outputs=tuple(self._buffer(main.buffers[graph.outputs[i]]) for i in results),
             dims=tuple(graph.dims),
             arena=max(prepare.arena, main.arena),
             prepared=prepared,
             scratch=self.scratch,
             input_names=tuple(str(node.name) for node in graph.inputs),
-            output_names=graph.output_names,
-            aliases=graph.aliases,
+            output_names=tuple(graph.output_names[i] for i in results),
             sites=tuple(map(_site, self.sites)),
+            state=main.state,
         )
         plan = replace(plan, buffers=tuple(self.buffers))
         self._build()
@@ -138,7 +131,8 @@ class Lowering:
             {origin.module for node in group.inside for origin in node.origins if origin.module}
         )
         where = f" ({', '.join(origins[:2])})" if origins else ""
-        return Step(kernel.name, args, barrier, label + where, group.flops, nbytes)
+        guarded = bool(group.in_place)
+        return Step(kernel.name, args, barrier, label + where, group.flops, nbytes, guarded)
 
     def _arg(self, arg: Any, schedule: Schedule) -> Arg:
         if arg is HEADER:
@@ -183,7 +177,7 @@ class Lowering:
         """A symbol holds a digest of all that its object depends on, but for dlc's own code."""
         return ("object", self.isa.name, symbol)
 
-    def _tile_job(self, tile: Any) -> Job:
+    def _tile_job(self, tile: NativeFunction) -> Job:
         return Job(tile.name, self.isa.name, tile.text(), speed=0)
 
     def _kernel_job(self, kernel: KernelSource) -> Job:
@@ -205,10 +199,11 @@ def kernel_of(group: Group, schedule: Schedule, isa: Isa) -> KernelSource:
 
 
 def _site(node: Node) -> Site:
-    """What to say when an index that an op reads is out of range."""
-    x, which = node.inputs[:2]
+    """What to say when an op finds an error in data."""
+    x, which = node.inputs[0], node.inputs[min(1, len(node.inputs) - 1)]
+    extent = x.shape[node.attrs["axis"]] if "axis" in node.attrs else 0
     modules = sorted(origin.module for origin in node.origins if origin.module)
-    return Site(node.op.name, ", ".join(modules[:2]), which.shape, x.shape[node.attrs["axis"]])
+    return Site(node.op.name, ", ".join(modules[:2]), which.shape, extent)
 
 
 def _digest(*parts: object) -> str:

@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from dlc.backends.numba_cpu.loops import rows
-from dlc.backends.numba_cpu.writer import KernelSource, Loop, Writer, cast
+from dlc.backends.numba_cpu.writer import KernelSource, Loop, Var, Writer, cast, loop_over
 from dlc.ir.node import Node
 from dlc.ir.plan import Layout
 from dlc.ir.schedule import Group
-from dlc.ir.sizes import Dim, Size, as_size, bounds
+from dlc.ir.sizes import Size, as_size
 
 
 def opaque_kernel(group: Group, layouts: Mapping[Node, Layout], name: str) -> KernelSource:
@@ -25,15 +25,16 @@ def opaque_kernel(group: Group, layouts: Mapping[Node, Layout], name: str) -> Ke
 
 
 def _loop(writer: Writer, name: str, extent: Size) -> Loop:
-    loop = Loop(Dim(name, 0, max(bounds(extent)[1] - 1, 0)), extent)
-    writer.loops.add(loop.var)
-    return loop
+    made = loop_over(name, extent)
+    writer.loops.add(made.var)
+    return made
 
 
-def _any(writer: Writer, name: str) -> Dim:
-    dim = Dim(name, 0, 1)
-    writer.loops.add(dim)
-    return dim
+def _any(writer: Writer, name: str) -> Var:
+    """A variable that the source sets; nobody asks for its range, as all operands are in memory."""
+    var = Var(name, 0, 1)
+    writer.loops.add(var)
+    return var
 
 
 # Pooling.
@@ -160,9 +161,7 @@ def _scatter_add(writer: Writer, node: Node) -> None:
     x, which, source = node.inputs
     axis = node.attrs["axis"]
     others = [_loop(writer, f"i{d}", size) for d, size in enumerate(x.shape) if d != axis]
-    index = [
-        as_size(Dim(f"i{d}", 0, max(bounds(size)[1] - 1, 0))) for d, size in enumerate(x.shape)
-    ]
+    index = [as_size(loop_over(f"i{d}", size).var) for d, size in enumerate(x.shape)]
     with rows(writer, others):
         j = _loop(writer, "j", x.shape[axis])
         with writer.block(f"for j in range({writer.size(x.shape[axis])}):"):

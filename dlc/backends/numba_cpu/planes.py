@@ -18,14 +18,13 @@ from llvmlite import ir
 
 from dlc.backends.native.frontend import Param
 from dlc.backends.native.isa import Isa
-from dlc.backends.native.python_twin import python_namespace
 from dlc.backends.numba_cpu.kernel import Kernel, NativeFunction, make_kernel
 from dlc.backends.numba_cpu.vectors import (
     PLAIN,
     WORD,
     Epilogue,
     VectorFunction,
-    declare,
+    module_text,
     word,
 )
 
@@ -81,9 +80,8 @@ class PlanesTile(NativeFunction):
     @property
     def name(self) -> str:
         """The symbol: level and shape in words, what else there is as a digest."""
-        level = self.isa.name.replace("-", "_")
         digest = self.epilogue.digest(self.dtype, self.pooled)
-        return f"planes_{level}_{self.channels}x{self.pixels}x{self.taps}_{digest}"
+        return f"planes_{self.isa.symbol}_{self.channels}x{self.pixels}x{self.taps}_{digest}"
 
     @property
     def params(self) -> tuple[Param, ...]:
@@ -99,7 +97,7 @@ class PlanesTile(NativeFunction):
     def twin(self) -> Callable[..., None]:
         """The same function in plain Python, for `python_twin.run`."""
         names = [param.name for param in self.params]
-        expression = compile(self.epilogue.expression, f"<{self.name}>", "eval")
+        expression = self.epilogue.twin()
 
         def tile(*arguments: Any) -> None:
             arg = dict(zip(names, arguments, strict=True))
@@ -108,7 +106,7 @@ class PlanesTile(NativeFunction):
                 result = np.empty((LINES, arg["valid"]), self.dtype)
                 for r, p in np.ndindex(result.shape):
                     values = {"acc": self._sum(arg, r, p, c), **operands}
-                    result[r, p] = eval(expression, dict(python_namespace()), values)
+                    result[r, p] = expression(values)
                 if self.pooled:
                     pairs = result[:, : arg["valid"] // 2 * 2].reshape(LINES, -1, 2)
                     result = np.max(pairs, (0, 2))[None]
@@ -129,9 +127,7 @@ class PlanesTile(NativeFunction):
 
     def text(self) -> str:
         """The LLVM module that defines it."""
-        module = ir.Module(self.name)
-        _Body(self, declare(module, self.name, self.params)).emit()
-        return str(module)
+        return module_text(self, lambda function: _Body(self, function))
 
 
 class _Body(VectorFunction):

@@ -20,12 +20,13 @@ from dlc.backends.numba_cpu.writer import (
     float_literals,
     integer_form,
     literal,
+    loop_over,
 )
 from dlc.ir.node import Node
 from dlc.ir.op import Kind, Reduction
 from dlc.ir.plan import Layout
 from dlc.ir.schedule import Group
-from dlc.ir.sizes import Dim, Size, as_size, bounds, product
+from dlc.ir.sizes import Size, as_size, product
 
 LANES, BLOCK, LEVELS = 16, 1024, 48
 WIDTH, RUN = 64, 256
@@ -70,8 +71,7 @@ class _ReduceWriter:
             self._locals(i, node)
         outer = list(self.kept)
         if across is not None:
-            chunks = Dim("chunk", 0, bounds(across.extent)[1])
-            outer.append(Loop(chunks, (as_size(across.extent) + (WIDTH - 1)) // WIDTH))
+            outer.append(loop_over("chunk", (as_size(across.extent) + (WIDTH - 1)) // WIDTH))
         with rows(writer, outer):
             if across is not None:
                 writer.line(f"base = chunk * {WIDTH}")

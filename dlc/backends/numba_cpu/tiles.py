@@ -28,7 +28,6 @@ from llvmlite import ir
 
 from dlc.backends.native.frontend import Param
 from dlc.backends.native.isa import Isa
-from dlc.backends.native.python_twin import python_namespace
 from dlc.backends.numba_cpu.kernel import NativeFunction
 from dlc.backends.numba_cpu.vectors import (
     PLAIN,
@@ -38,6 +37,7 @@ from dlc.backends.numba_cpu.vectors import (
     VectorFunction,
     declare,
     declare_internal,
+    tile_twin,
     word,
 )
 from dlc.ops.packed import PANEL
@@ -89,9 +89,8 @@ class Tile(NativeFunction):
     @property
     def name(self) -> str:
         """The symbol: level and shape in words, what else there is as a digest."""
-        level = self.isa.name.replace("-", "_")
         digest = self.epilogue.digest(self.dtype, self.chain)
-        return f"tile_{level}_{self.rows}x{self.vectors}_{digest}"
+        return f"tile_{self.isa.symbol}_{self.rows}x{self.vectors}_{digest}"
 
     @property
     def params(self) -> tuple[Param, ...]:
@@ -128,25 +127,10 @@ class Tile(NativeFunction):
 
     def twin(self) -> Callable[..., None]:
         """The same function in plain Python, for `python_twin.run`."""
-        names = [param.name for param in self.params]
-        expression = compile(self.epilogue.expression, f"<{self.name}>", "eval")
-
-        def tile(*arguments: Any) -> None:
-            arg = dict(zip(names, arguments, strict=True))
-            for i in range(arg["rows"]):
-                for j in range(arg["columns"]):
-                    values = {"acc": _sum(arg, i, j)}
-                    values |= {each.name: arg[each.name][j] for each in self.epilogue.columns}
-                    for each in self.epilogue.fulls:
-                        row = arg[f"{each.name}_rows"][i]
-                        values[each.name] = arg[each.name][row + j]
-                    result = eval(expression, dict(python_namespace()), values)
-                    arg["y"][arg["y_rows"][i] + j] = result
-
-        return tile
+        return tile_twin(self, _sum, lambda arg, name, i: arg[f"{name}_rows"][i])
 
 
-def _sum(arg: dict[str, Any], i: int, j: int) -> Any:
+def _sum(arg: Mapping[str, Any], i: int, j: int) -> Any:
     """acc[i, j] of the module's formula."""
     x, w, row = arg["x"], arg["w"], arg["x_rows"][i]
     total, k = w[j] * 0, 0

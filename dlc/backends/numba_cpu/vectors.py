@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import ast
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from llvmlite import ir
 
 from dlc.backends.native.emit import Emitter, emit_expression
 from dlc.backends.native.frontend import Param
 from dlc.backends.native.isa import Isa
+from dlc.backends.native.python_twin import python_namespace
+from dlc.backends.numba_cpu.kernel import NativeFunction
 from dlc.errors import CompileError
+from dlc.ir.sizes import Size
 from dlc.ir.types import ITEMSIZE
 
 #: An expression of more operations than this is emitted in a loop rather than for each accumulator.
@@ -86,9 +89,65 @@ class Epilogue:
         """A name for this epilogue and whatever else makes a function another one."""
         return hashlib.sha256(repr((self, more)).encode()).hexdigest()[:12]
 
+    def places(
+        self, y: tuple[Size, ...], given: Mapping[str, tuple[Size, ...]] | None
+    ) -> dict[str, tuple[Size, ...]]:
+        """Strides of y and of each full operand, by name: those given, else those of y."""
+        return {"y": y} | {each.name: (given or {}).get(each.name, y) for each in self.fulls}
+
+    def twin(self) -> Callable[[Mapping[str, Any]], Any]:
+        """The expression in plain Python: a function of `acc` and the operands by name."""
+        code, names = compile(self.expression, "<epilogue>", "eval"), python_namespace()
+        return lambda values: eval(code, dict(names), values)
+
 
 #: The sum as it is.
 PLAIN = Epilogue()
+
+
+class Tiled(Protocol):
+    """A function that computes rows of columns, and what becomes of them."""
+
+    @property
+    def params(self) -> tuple[Param, ...]:
+        """Its parameters, among them `rows` and `columns`."""
+
+    @property
+    def epilogue(self) -> Epilogue:
+        """What is stored."""
+
+
+class Emits(Protocol):
+    """What emits the body of a function."""
+
+    def emit(self) -> None:
+        """Emit all of it."""
+
+
+def tile_twin(
+    tile: Tiled,
+    total: Callable[[Mapping[str, Any], int, int], Any],
+    row: Callable[[Mapping[str, Any], str, int], int],
+) -> Callable[..., None]:
+    """A tile of rows and columns in plain Python, for `python_twin.run`.
+
+    Of its arguments by name and of i and j, ``total(arg, i, j)`` gives the sum, and
+    ``row(arg, name, i)`` where row i of y or of a full operand begins.
+    """
+    names, epilogue = [param.name for param in tile.params], tile.epilogue
+    expression = epilogue.twin()
+
+    def run(*arguments: Any) -> None:
+        arg = dict(zip(names, arguments, strict=True))
+        for i in range(arg["rows"]):
+            for j in range(arg["columns"]):
+                values = {"acc": total(arg, i, j)}
+                values |= {each.name: arg[each.name][j] for each in epilogue.columns}
+                for each in epilogue.fulls:
+                    values[each.name] = arg[each.name][row(arg, each.name, i) + j]
+                arg["y"][row(arg, "y", i) + j] = expression(values)
+
+    return run
 
 
 def word(value: int) -> ir.Constant:
@@ -100,6 +159,13 @@ def declare(module: ir.Module, name: str, params: Sequence[Param]) -> ir.Functio
     """A function without a result, of `params`, in `module`."""
     kinds = [POINTER if param.is_pointer else WORD for param in params]
     return ir.Function(module, ir.FunctionType(ir.VoidType(), kinds), name)
+
+
+def module_text(native: NativeFunction, body: Callable[[ir.Function], Emits]) -> str:
+    """The LLVM module of a function that is one body."""
+    module = ir.Module(native.name)
+    body(declare(module, native.name, native.params)).emit()
+    return str(module)
 
 
 def declare_internal(module: ir.Module, name: str, params: Sequence[Param]) -> ir.Function:

@@ -11,11 +11,11 @@ from contextlib import contextmanager
 
 from dlc.backends.numba_cpu.loops import index_of, loop_nest, rows
 from dlc.backends.numba_cpu.reduce import WIDTH, combine, neutral
-from dlc.backends.numba_cpu.writer import KernelSource, Loop, Writer, cast
+from dlc.backends.numba_cpu.writer import KernelSource, Loop, Var, Writer, cast, loop_over
 from dlc.ir.node import Node
 from dlc.ir.plan import Layout
 from dlc.ir.schedule import Group
-from dlc.ir.sizes import Dim, Size, as_size, bounds
+from dlc.ir.sizes import Size, as_size
 
 
 def window_kernel(group: Group, layouts: Mapping[Node, Layout], name: str) -> KernelSource:
@@ -43,8 +43,7 @@ class _WindowWriter:
         kind = "f32" if self.node.dtype == "float32" else "f64"
         writer.line(f"total = local({WIDTH}, {kind})")
         if self.across is not None:
-            chunks = (as_size(self.across.extent) + (WIDTH - 1)) // WIDTH
-            outer.append(Loop(Dim("chunk", 0, bounds(chunks)[1]), chunks))
+            outer.append(loop_over("chunk", (as_size(self.across.extent) + (WIDTH - 1)) // WIDTH))
         with rows(writer, outer):
             writer.line(f"base = {'chunk' if self.across else '0'} * {WIDTH}")
             extent = writer.size(self.across.extent) if self.across else "1"
@@ -74,16 +73,14 @@ class _WindowWriter:
     @contextmanager
     def _taps(self) -> Iterator[tuple[Size, Size]]:
         """Loops over the taps of a window that lie inside the image; gives their position."""
-        writer, places = self.writer, []
         with self._axis(0) as h, self._axis(1) as w:
-            places = [h, w]
-            writer.loops.update(places)
+            self.writer.loops.update((h, w))
             yield as_size(h), as_size(w)
 
     @contextmanager
-    def _axis(self, axis: int) -> Iterator[Dim]:
+    def _axis(self, axis: int) -> Iterator[Var]:
         writer, attrs, extent = self.writer, self.node.attrs, self.x.shape[2 + axis]
-        place = Dim("hw"[axis], 0, max(bounds(extent)[1] - 1, 0))
+        place = loop_over("hw"[axis], extent).var
         dilation = attrs.get("dilation", (1, 1))[axis]
         with writer.block(f"for tap{axis} in range({attrs['kernel'][axis]}):"):
             writer.line(f"{place.name} = {self._first(axis)} + tap{axis} * {dilation}")

@@ -14,12 +14,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dlc.backends.native.frontend import Extern, Param
+from dlc.backends.numba_cpu.kernel import NativeFunction
 from dlc.errors import CompileError
 from dlc.ir.node import Node
 from dlc.ir.op import Kind
 from dlc.ir.plan import SITES, Layout
 from dlc.ir.schedule import Group
-from dlc.ir.sizes import Atom, Dim, Floor, Monomial, Poly, Size, as_size, bounds, dims
+from dlc.ir.sizes import Atom, Dim, Monomial, Poly, Size, as_size, bounds, dims
 
 #: Element type in memory of each element type: bool is a byte.
 STORED = {"bool": "uint8"}
@@ -63,17 +64,32 @@ class KernelSource:
     params: tuple[Param, ...]
     args: tuple[Any, ...]
     externs: tuple[Extern, ...] = ()
-    objects: tuple[Any, ...] = ()
+    objects: tuple[NativeFunction, ...] = ()
     scratch: Size = 0
     stem: str = ""
+
+
+class Var(Dim):
+    """An integer variable of a kernel, as an atom of addresses.
+
+    It equals no `Dim` of a model, whatever that one's name and range: a size that happens to be
+    called like a loop stays a parameter of the kernel.
+    """
+
+    __slots__ = ()
 
 
 @dataclass(frozen=True)
 class Loop:
     """A loop variable and its number of rounds."""
 
-    var: Dim
+    var: Var
     extent: Size
+
+
+def loop_over(name: str, extent: Size) -> Loop:
+    """A loop of `extent` rounds, whose variable counts from 0."""
+    return Loop(Var(name, 0, max(bounds(extent)[1] - 1, 0)), extent)
 
 
 @dataclass
@@ -89,7 +105,7 @@ class Writer:
     own: dict[Node, str] = field(
         default_factory=dict
     )  # values that lie in local variables or arrays
-    loops: set[Dim] = field(default_factory=set)
+    loops: set[Var] = field(default_factory=set)
     affine: bool = True  # no division, guard or indirect access met so far
     addresses: list[Size] = field(default_factory=list)
     memo: dict[Any, str] = field(default_factory=dict)
@@ -99,6 +115,7 @@ class Writer:
     def __post_init__(self) -> None:
         # Sets, because `in` on a tuple compares by ==, which for tensors builds nodes.
         self.inside, self.outputs = set(self.group.inside), set(self.group.outputs)
+        self.in_place = dict(self.group.in_place)
 
     # Lines and loops.
     def line(self, text: str) -> None:
@@ -122,9 +139,13 @@ class Writer:
 
     # Parameters.
     def pointer(self, node: Node) -> str:
-        """Name of the pointer to a value in memory."""
+        """Name of the pointer to a value in memory: one for all that lie in the same place, since
+        others are taken to be apart.
+        """
+        node = self.in_place.get(node, node)
         if node not in self.pointers:
-            prefix = "y" if node in self.outputs else "x"
+            written = node in self.outputs or node in set(self.in_place.values())
+            prefix = "y" if written else "x"
             self.pointers[node] = f"{prefix}{len(self.pointers)}"
         return self.pointers[node]
 
@@ -209,6 +230,8 @@ class Writer:
             return self._pointwise(node, index, guard)
         if name in ("take", "gather"):
             return self._indirect(node, index, guard)
+        if name == "check_finite":
+            return self._finite(node, index, guard)
         if node.op.kind is Kind.MOVE:
             return self._move(node, index, guard)
         raise CompileError(
@@ -287,12 +310,22 @@ class Writer:
         before, behind = index[:axis], index[axis + width :]
         here, extent = self.fresh("j"), self.size(x.shape[axis])
         self.line(f"{here} = i64({self.value(which, place, guard)})")
-        with self.block(f"if {here} < 0 or {here} >= {extent}:"):
+        outside = f"{here} < 0 or {here} >= {extent}"
+        # Where the guard fails, the index that was read is not the one of this place.
+        with self.block(f"if {guard} and ({outside}):" if guard else f"if {outside}:"):
             self.report(node, which, place, here)
             self.line(f"{here} = i64(0)")
-        var = Dim(here, 0, max(bounds(x.shape[axis])[1] - 1, 0))
+        var = loop_over(here, x.shape[axis]).var
         self.loops.add(var)
         return self._load(x, (*before, as_size(var), *behind), guard)
+
+    def _finite(self, node: Node, index: tuple[Size, ...], guard: str) -> str:
+        """An element that is reported to the caller if it is NaN or infinite."""
+        (x,) = node.inputs
+        value = self.value(x, index, guard)
+        with self.block(f"if {value} - {value} != {value} - {value}:"):
+            self.report(node, x, index, "i64(0)")
+        return value
 
     def report(self, node: Node, which: Node, place: Sequence[Size], value: str) -> None:
         """Tell the caller of an index out of range: which op, where among the indices, what."""
@@ -423,19 +456,3 @@ def _is_number(text: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-__all__ = [
-    "HEADER",
-    "Floor",
-    "KernelSource",
-    "Loop",
-    "Start",
-    "Value",
-    "Where",
-    "Writer",
-    "cast",
-    "float_literals",
-    "integer_form",
-    "literal",
-]

@@ -8,6 +8,7 @@ norm         BatchNorm1d, BatchNorm2d, LayerNorm
 activation   ReLU and its kin, Softmax
 embedding    Embedding
 dropout      Dropout
+loss         CrossEntropyLoss, MSELoss and the other losses
 """
 
 from dlc.frontend import functional, init
@@ -36,6 +37,17 @@ from dlc.frontend.nn.conv import Conv2d
 from dlc.frontend.nn.dropout import Dropout
 from dlc.frontend.nn.embedding import Embedding
 from dlc.frontend.nn.linear import Flatten, Identity, Linear
+from dlc.frontend.nn.loss import (
+    BCELoss,
+    BCEWithLogitsLoss,
+    CrossEntropyLoss,
+    HuberLoss,
+    KLDivLoss,
+    L1Loss,
+    MSELoss,
+    NLLLoss,
+    SmoothL1Loss,
+)
 from dlc.frontend.nn.norm import BatchNorm1d, BatchNorm2d, LayerNorm
 from dlc.frontend.nn.pooling import AdaptiveAvgPool2d, AvgPool2d, MaxPool2d
 from dlc.frontend.parameter import Buffer, Parameter
@@ -47,24 +59,32 @@ __all__ = [
     "SELU",
     "AdaptiveAvgPool2d",
     "AvgPool2d",
+    "BCELoss",
+    "BCEWithLogitsLoss",
     "BatchNorm1d",
     "BatchNorm2d",
     "Buffer",
     "Conv2d",
+    "CrossEntropyLoss",
     "Dropout",
     "Embedding",
     "Flatten",
     "Hardtanh",
+    "HuberLoss",
     "Identity",
+    "KLDivLoss",
+    "L1Loss",
     "LayerNorm",
     "LeakyReLU",
     "Linear",
     "LogSigmoid",
     "LogSoftmax",
+    "MSELoss",
     "MaxPool2d",
     "Module",
     "ModuleDict",
     "ModuleList",
+    "NLLLoss",
     "PReLU",
     "Parameter",
     "ReLU",
@@ -72,6 +92,7 @@ __all__ = [
     "Sequential",
     "SiLU",
     "Sigmoid",
+    "SmoothL1Loss",
     "Softmax",
     "Softmin",
     "Softplus",

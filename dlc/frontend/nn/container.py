@@ -5,11 +5,15 @@ Children are registered under "0", "1" and so on, as in PyTorch, which is what s
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 from dlc.errors import ArgumentError, explain
 from dlc.frontend.module import Module
+
+#: Modules by name.
+Modules: TypeAlias = Mapping[str, Module] | Iterable[tuple[str, Module]]
 
 
 class _Ordered(Module):
@@ -29,10 +33,9 @@ class _Ordered(Module):
 
     def __getitem__(self, index: int | slice) -> Any:
         """One child, or a container of some of them."""
-        children = list(self._modules.values())
         if isinstance(index, slice):
-            return type(self)(*self._constructor_arguments(children[index]))
-        return children[index]
+            return type(self)(self._of(dict(list(self._modules.items())[index])))
+        return list(self._modules.values())[index]
 
     def __setitem__(self, index: int, module: Module) -> None:
         setattr(self, list(self._modules)[index], module)
@@ -42,12 +45,20 @@ class _Ordered(Module):
         del children[index]
         self._fill(children)
 
-    def _constructor_arguments(self, children: list[Module]) -> tuple[Any, ...]:
-        return tuple(children)
+    def _of(self, children: dict[str, Module]) -> Any:
+        """What a container of some of the children is made from: here, they keep their names."""
+        return children
+
+    def pop(self, key: int) -> Module:
+        """Take a child out and return it."""
+        child: Module = self[key]
+        del self[key]
+        return child
 
     def append(self, module: Module) -> Self:
         """Add a child at the end; returns the container."""
-        self.add_module(str(len(self)), module)
+        numbers = map(str, itertools.count(len(self)))  # the first may be taken: slices keep names
+        self.add_module(next(n for n in numbers if n not in self._modules), module)
         return self
 
     def extend(self, modules: Iterable[Module]) -> Self:
@@ -100,8 +111,8 @@ class ModuleList(_Ordered):
         super().__init__()
         self._fill(modules)
 
-    def _constructor_arguments(self, children: list[Module]) -> tuple[Any, ...]:
-        return (children,)
+    def _of(self, children: dict[str, Module]) -> Any:
+        return children.values()
 
 
 class ModuleDict(Module):
@@ -109,16 +120,16 @@ class ModuleDict(Module):
 
     Parameters
     ----------
-    modules : mapping of str to Module
+    modules : mapping of str to Module, or pairs of these
     """
 
-    def __init__(self, modules: Mapping[str, Module] | None = None):
+    def __init__(self, modules: Modules | None = None):
         super().__init__()
         self.update(modules or {})
 
-    def update(self, modules: Mapping[str, Module]) -> None:
+    def update(self, modules: Modules) -> None:
         """Add or replace modules."""
-        for name, module in modules.items():
+        for name, module in dict(modules).items():
             self[name] = module
 
     def __setitem__(self, name: str, module: Module) -> None:
@@ -141,6 +152,17 @@ class ModuleDict(Module):
 
     def __contains__(self, name: str) -> bool:
         return name in self._modules
+
+    def pop(self, key: str) -> Module:
+        """Take a module out and return it."""
+        module = self[key]
+        del self[key]
+        return module
+
+    def clear(self) -> None:
+        """Take all modules out."""
+        for name in list(self):
+            del self[name]
 
     def keys(self) -> Iterable[str]:
         """The names."""

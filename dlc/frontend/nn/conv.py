@@ -7,6 +7,7 @@ compiler's business and never shows here.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 
 from dlc.errors import ArgumentError, explain
 from dlc.frontend import functional as F
@@ -59,9 +60,10 @@ class Conv2d(Module):
         if padding_mode != "zeros":
             raise ArgumentError(explain("Conv2d", "padding_mode='zeros'", repr(padding_mode)))
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
-        self.kernel_size = pair(kernel_size)
-        self.stride, self.dilation = pair(stride), pair(dilation)
-        self.padding = padding if isinstance(padding, str) else pair(padding)
+        self.kernel_size = pair("kernel_size", kernel_size)
+        self.stride, self.dilation = pair("stride", stride), pair("dilation", dilation)
+        self.padding = padding if isinstance(padding, str) else pair("padding", padding, 0)
+        F.check_padding(self.padding, self.stride)
         shape = (out_channels, in_channels // groups, *self.kernel_size)
         self.weight = empty_parameter(*shape, dtype=dtype)
         self.bias = empty_parameter(out_channels, dtype=dtype) if bias else None
@@ -92,6 +94,11 @@ class Conv2d(Module):
         return ", ".join(parts + (["bias=False"] if self.bias is None else []))
 
 
-def pair(value: Pair) -> tuple[int, ...]:
-    """A size for rows and columns alike, or one each, as a tuple."""
-    return (value, value) if isinstance(value, int) else tuple(value)
+def pair(name: str, value: Pair, least: int = 1) -> tuple[int, int]:
+    """A size for rows and columns alike, or one each, as a pair; none below ``least``."""
+    sizes = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
+    whole = all(isinstance(size, Integral) and size >= least for size in sizes)
+    if len(sizes) != 2 or not whole:
+        expected = f"an integer of at least {least}, or one for rows and one for columns"
+        raise ArgumentError(explain(f"Conv2d: {name}", expected, repr(value)))
+    return sizes

@@ -6,6 +6,7 @@ Shapes and initial distributions are PyTorch's, so that state dicts and training
 from __future__ import annotations
 
 import math
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -106,6 +107,6 @@ def reset_weight_and_bias(weight: Parameter, bias: Parameter | None) -> None:
 def check_counts(layer: Module, **counts: int) -> None:
     """Refuse what is no positive number of features or channels."""
     for name, count in counts.items():
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        if isinstance(count, bool) or not isinstance(count, Integral) or count < 1:
             subject = f"{type(layer).__name__}: {name}"
             raise ArgumentError(explain(subject, "an integer of at least 1", repr(count)))

@@ -140,6 +140,8 @@ class LayerNorm(Module):
     ):
         super().__init__()
         self.normalized_shape = trailing(normalized_shape)
+        for size in self.normalized_shape:
+            check_counts(self, normalized_shape=size)
         self.eps, self.elementwise_affine = eps, elementwise_affine
         ones, zeros = (np.full(self.normalized_shape, n, as_dtype(dtype)) for n in (1, 0))
         self.weight = Parameter(ones) if elementwise_affine else None

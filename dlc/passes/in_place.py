@@ -1,0 +1,151 @@
+"""In place: let new values of parameters and buffers be written over the old ones.
+
+A kernel may do so if it reads the old value at most where it writes the new one, and if every other
+reader has run before. Where that cannot be, the new value is written elsewhere and copied at the
+end. Kernels that may find an error come before all of them, so that an error leaves everything as
+it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from graphlib import TopologicalSorter
+
+from dlc.ir.graph import Graph
+from dlc.ir.node import Node
+from dlc.ir.op import Kind
+from dlc.ir.plan import Layout
+from dlc.ir.schedule import Group
+
+#: Ops that may find an error in data.
+CHECKED = ("take", "gather", "scatter_add", "check_finite")
+
+
+def with_own_values(graph: Graph) -> Graph:
+    """The graph with every new value of a parameter computed by a node of its own, which is nothing
+    else; a new value of an input is an ordinary result.
+    """
+    owned = {node.name for node in graph.parameters}
+    graph = replace(graph, aliases={i: n for i, n in graph.aliases.items() if n in owned})
+    plain = {node for i, node in enumerate(graph.outputs) if i not in graph.aliases}
+    outputs, taken = list(graph.outputs), set[Node]()
+    changing = set(graph.aliases.values())
+    for number, value in enumerate(graph.outputs):
+        leaf, name = _shown(value), graph.aliases.get(number, f"output {number}")
+        copied = value in plain or value in taken or leaf.op.kind is Kind.LEAF
+        if copied if number in graph.aliases else leaf.name in changing:
+            outputs[number] = value.builder.node("assign", (value,), {"name": name}, value.origins)
+        if number in graph.aliases:
+            taken.add(outputs[number])
+    return replace(graph, outputs=tuple(outputs))
+
+
+def _shown(node: Node) -> Node:
+    """The value whose elements a node shows in their order."""
+    while node.op.name == "reshape":
+        node = node.inputs[0]
+    return node
+
+
+def settle(
+    graph: Graph, groups: Sequence[Group], layouts: Mapping[Node, Layout]
+) -> tuple[tuple[Group, ...], dict[Node, Layout]]:
+    """Say of each new value whether it takes the place of the old one, and order the groups so that
+    it can; copies come last.
+
+    Returns
+    -------
+    tuple of Group
+        With ``in_place`` set.
+    dict of Node to Layout
+        Of the copies too.
+    """
+    order = _Order(groups)
+    places = dict(layouts)
+    leaves = {node.name: node for node in graph.parameters}
+    copies = []
+    for number, name in graph.aliases.items():
+        value, leaf = graph.outputs[number], leaves[name]
+        writer = order.maker[value]
+        fits = layouts[value] == layouts[leaf] and _rewrites(groups[writer], value, leaf)
+        if fits and order.put_behind(writer, order.readers(leaf)):
+            order.place[writer].append((value, leaf))
+        else:
+            copy = value.builder.node("assign", (value,), {"name": f"{name}.next"}, value.origins)
+            places[copy] = layouts[leaf]
+            copies.append(Group(copy, (copy,), (copy,), in_place=((copy, leaf),)))
+    return (*order.groups(), *copies), places
+
+
+def _rewrites(group: Group, value: Node, leaf: Node) -> bool:
+    """Whether a group that writes ``value`` reads ``leaf`` at most at the element it writes."""
+    if group.view:
+        return False
+    users = [node for node in group.inside if any(source is leaf for source in node.inputs)]
+    if not users:
+        return True
+    through = set(users)
+    for node in group.inside:
+        if through & set(node.inputs):
+            through.add(node)
+    plain = all(node.op.kind is Kind.POINTWISE or node.op.name == "relayout" for node in through)
+    return plain and all(node.shape == value.shape for node in (*through, leaf))
+
+
+class _Order:
+    """Groups by number, what each waits for, and which new values take whose place."""
+
+    def __init__(self, groups: Sequence[Group]):
+        self._groups = groups
+        self.maker = {node: i for i, group in enumerate(groups) for node in group.outputs}
+        self.place: list[list[tuple[Node, Node]]] = [[] for _ in groups]
+        self._waits = [
+            {self.maker[node] for node in group.inputs if node in self.maker} for group in groups
+        ]
+        self._checks = [
+            i
+            for i, group in enumerate(groups)
+            if any(node.op.name in CHECKED for node in group.inside)
+        ]
+
+    def readers(self, leaf: Node) -> set[int]:
+        """The groups that read a leaf, or a view of it."""
+        shown, found = {leaf}, set[int]()
+        for i, group in enumerate(self._groups):
+            if shown & set(group.inputs):
+                found.add(i)
+                if group.view:
+                    shown.update(group.outputs)
+        return found
+
+    def put_behind(self, writer: int, readers: Iterable[int]) -> bool:
+        """Let ``writer`` wait for ``readers`` and for every check; False if one waits for it."""
+        before = {*readers, *self._checks} - {writer}
+        if self._depends(before, writer):
+            return False
+        self._waits[writer] |= before
+        return True
+
+    def _depends(self, numbers: Iterable[int], on: int) -> bool:
+        seen, near = set[int](), list(numbers)
+        while near:
+            number = near.pop()
+            if number == on:
+                return True
+            if number not in seen:
+                seen.add(number)
+                near += self._waits[number]
+        return False
+
+    def groups(self) -> list[Group]:
+        """In an order that keeps every wait, and else the one they came in."""
+        waits = TopologicalSorter(dict(enumerate(self._waits)))
+        waits.prepare()
+        order: list[int] = []
+        ready: list[int] = []
+        while waits.is_active():
+            ready = sorted([*ready, *waits.get_ready()])
+            order.append(ready.pop(0))
+            waits.done(order[-1])
+        return [replace(self._groups[i], in_place=tuple(self.place[i])) for i in order]
