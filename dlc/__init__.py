@@ -38,6 +38,8 @@ _PUBLIC = {
     "init": ("dlc.frontend.init", ""),
     "data": ("dlc.frontend.data", ""),
     "einsum": ("dlc.frontend.einsum", "einsum"),
+    "diff": ("dlc.testing.diff", "diff"),
+    "testing": ("dlc.testing", ""),
     "passes": ("dlc.passes", ""),
     "config": ("dlc.config", ""),
     "errors": ("dlc.errors", ""),
@@ -82,6 +84,7 @@ if TYPE_CHECKING:
     from dlc import config as config
     from dlc import errors as errors
     from dlc import passes as passes
+    from dlc import testing as testing
     from dlc.driver import compile as compile
     from dlc.driver import grad as grad
     from dlc.driver import jit as jit
@@ -108,3 +111,4 @@ if TYPE_CHECKING:
     from dlc.ir.sizes import Dim as Dim
     from dlc.ir.text import parse as parse
     from dlc.ir.types import TensorSpec as TensorSpec
+    from dlc.testing.diff import diff as diff

@@ -18,8 +18,9 @@ import dlc
 from dlc import data
 from dlc.frontend.data import splits
 from dlc.frontend.data.ahead import NAME
-from dlc.frontend.data.chance import Draws, permutation, philox
+from dlc.frontend.data.chance import Draws, permutation
 from dlc.frontend.data.splits import part_sizes
+from dlc.ops.random import philox
 
 # Random numbers and orders.
 

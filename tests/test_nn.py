@@ -7,6 +7,7 @@ import pytest
 import torch
 from helpers.traced import call, outputs, run
 
+import dlc
 import dlc.frontend.functional as F
 from dlc.errors import ArgumentError, Error, ShapeError, TraceError
 from dlc.frontend import nn, random, tensors
@@ -186,15 +187,44 @@ def test_batch_norm_wants_its_number_of_axes():
 # Dropout.
 
 
-def test_dropout_is_the_identity_in_inference_and_refused_in_training():
+def test_dropout_is_the_identity_in_inference():
     layer, spec = nn.Dropout(0.5), TensorSpec((2, 3))
     traced = trace(layer.eval(), spec)
     assert traced.graph.outputs == traced.graph.inputs
-    with pytest.raises(TraceError, match=r"random numbers.*test_nn.py:\d+.*model.eval\(\)"):
-        trace(layer.train(), spec)
     assert trace(nn.Dropout(0.0), spec).graph.outputs  # draws nothing
     with pytest.raises(ArgumentError, match=r"p from 0 to 1, got 1\.5"):
         nn.Dropout(1.5)
+
+
+@pytest.mark.parametrize("target", ["cpu", "reference"])
+def test_dropout_zeroes_a_share_and_scales_the_rest(target):
+    dlc.seed(5)
+    x = np.full((200, 300), 2, np.float32)
+    exe = dlc.compile(nn.Dropout(0.25), x, target=target)
+    first, second = exe(x), exe(x)
+    assert set(np.unique(first)) == {np.float32(0), np.float32(2) * np.float32(1 / 0.75)}
+    for y in (first, second):
+        assert abs((y == 0).mean() - 0.25) < 0.01
+    assert abs(((first == 0) & (second == 0)).mean() - 0.25**2) < 0.01
+    dlc.seed(5)
+    np.testing.assert_array_equal(exe(x), first)
+
+
+def test_draws_are_the_same_on_both_backends_for_any_layout():
+    def f(x):
+        return dlc.rand(*x.shape), dlc.randn(*x.shape, dtype="float64"), x + dlc.rand(5, 1)
+
+    x = np.zeros((4, 5, 6), np.float32)
+    results = []
+    for target in ("cpu", "reference"):
+        dlc.seed(11)
+        results.append(dlc.compile(f, x, target=target)(x))
+    for a, b in zip(*results, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-12)
+    uniform, normal, _ = results[0]
+    assert len(np.unique(uniform)) == uniform.size
+    assert abs(normal.mean()) < 0.3
+    assert 0.7 < normal.std() < 1.3
 
 
 # What layers refuse.

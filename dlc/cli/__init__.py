@@ -6,6 +6,7 @@ demo      models compiled, drawn, timed and compared with PyTorch
 summary   what each module of a model takes, gives, holds and costs
 run       a model on arrays or random numbers
 bench     a model's time, its share of the machine's peak, and PyTorch's time beside it
+diff      a model beside its PyTorch twin, layer by layer, and where they first differ
 opt       passes over a graph in its text form
 doctor    a report of machine, versions and options
 cache     the compiled kernels on disk
@@ -36,7 +37,7 @@ from dlc.errors import Error, OptionError
 
 __all__ = ["COMMANDS", "command", "main", "overview", "parser"]
 
-COMMANDS = ("demo", "summary", "run", "bench", "opt", "doctor", "cache")
+COMMANDS = ("demo", "summary", "run", "bench", "diff", "opt", "doctor", "cache")
 USAGE = 2  # exit code where the command line itself is wrong
 
 

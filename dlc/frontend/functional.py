@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from dlc.errors import ArgumentError, ShapeError, TraceError, explain
+from dlc.errors import ArgumentError, ShapeError, explain
 from dlc.frontend.losses import (
     binary_cross_entropy,
     binary_cross_entropy_with_logits,
@@ -23,6 +23,7 @@ from dlc.frontend.losses import (
     smooth_l1_loss,
 )
 from dlc.frontend.parameter import Buffer
+from dlc.frontend.random import draw
 from dlc.frontend.scope import active, here
 from dlc.frontend.tensors import arange, as_tensor, cast, flatten, full, sigmoid, tanh
 from dlc.ir.node import Node, apply
@@ -397,21 +398,20 @@ def trailing(sizes: int | Sequence[int]) -> tuple[int, ...]:
 
 
 def dropout(input: object, p: float = 0.5, training: bool = True, inplace: bool = False) -> Node:
-    """Elements zeroed with probability ``p`` in training; in inference ``input`` as it is.
+    """Elements zeroed with probability ``p`` in training, and the others divided by ``1 - p``; in
+    inference ``input`` as it is.
 
-    Raises
-    ------
-    TraceError
-        In training, where it would draw random numbers inside the graph.
+    Every call draws anew; `dlc.seed` makes it reproducible.
     """
     if not 0.0 <= p <= 1.0:
         raise ArgumentError(explain("dropout", "p from 0 to 1", str(p), where=here()))
-    if training and p > 0.0:
-        raise TraceError(
-            "dropout in training mode draws random numbers, and no op of the graph does "
-            f"({here()}); call model.eval() for inference, or set p=0"
-        )
-    return as_tensor(input)
+    x = as_tensor(input)
+    if not training or p == 0.0:
+        return x
+    if p == 1.0:
+        return x * 0.0
+    kept = draw(x.shape, x.dtype) >= p
+    return x * cast(kept, x.dtype) * (1.0 / (1.0 - p))
 
 
 def pad(input: object, pad: Sequence[int], mode: str = "constant", value: float = 0.0) -> Node:

@@ -1,7 +1,8 @@
-"""Random numbers outside the graph: the one generator that initial values come from.
+"""Random numbers: the generator that initial values come from, and the state of draws in graphs.
 
-It is counter-based (Philox), so that a seed gives the same numbers on every machine, and each draw
-depends only on the seed and on how much was drawn before.
+Both are counter-based (Philox), so that a seed gives the same numbers on every machine, and each
+draw depends only on the seed and on how much was drawn before. A compiled function that draws reads
+the state and gives it a new value, like any other buffer.
 """
 
 from __future__ import annotations
@@ -12,16 +13,21 @@ from typing import Any
 import numpy as np
 
 from dlc.errors import ArgumentError, explain
-from dlc.frontend.scope import refuse_in_trace
+from dlc.frontend.parameter import Buffer
+from dlc.frontend.scope import active, refuse_in_trace
+from dlc.ir.node import Node, apply
+from dlc.ir.sizes import Size
 from dlc.ir.types import FLOATS, as_dtype
 
 Array = np.ndarray[Any, Any]
 
 _generator = np.random.Generator(np.random.Philox())
+#: Of draws inside graphs: the seed, and the number of draws so far.
+state = Buffer(np.array([np.random.SeedSequence().entropy % 2**63, 0], np.int64))
 
 
 def seed(number: int) -> None:
-    """Make what follows reproducible: initial values of parameters, `rand` and `randn`.
+    """Make what follows reproducible: initial values of parameters, dropout, `rand` and `randn`.
 
     Parameters
     ----------
@@ -32,6 +38,7 @@ def seed(number: int) -> None:
     if isinstance(number, bool) or not isinstance(number, Integral) or number < 0:
         raise ArgumentError(explain("dlc.seed", "an integer of at least 0", repr(number)))
     _generator = np.random.Generator(np.random.Philox(int(number)))
+    state.data = np.array([int(number) % 2**63, 0], np.int64)
 
 
 def generator() -> np.random.Generator:
@@ -39,14 +46,38 @@ def generator() -> np.random.Generator:
     return _generator
 
 
-def rand(*shape: int, dtype: object = "float32") -> Array:
-    """An array of uniform numbers in [0, 1)."""
+def rand(*shape: Any, dtype: object = "float32") -> Any:
+    """Uniform numbers in [0, 1): an array, or inside a trace a tensor, other ones in every call."""
+    if active() is not None:
+        return draw(_shape(shape), as_dtype(dtype))
     return uniform(_shape(shape), as_dtype(dtype))
 
 
-def randn(*shape: int, dtype: object = "float32") -> Array:
-    """An array of standard normal numbers."""
-    return normal(_shape(shape), as_dtype(dtype))
+def randn(*shape: Any, dtype: object = "float32") -> Any:
+    """Standard normal numbers: an array, or inside a trace a tensor, other ones in every call.
+
+    In a trace by Box and Muller, 1958: sqrt(-2 log u) cos(2 pi v) of two uniform numbers.
+    """
+    if active() is None:
+        return normal(_shape(shape), as_dtype(dtype))
+    u, v = (draw(_shape(shape), as_dtype(dtype)) for _ in range(2))
+    normal_numbers: Node = (-2.0 * (1.0 - u).log()).sqrt() * (2.0 * np.pi * v).cos()
+    return normal_numbers
+
+
+def draw(shape: tuple[Size, ...], dtype: str) -> Node:
+    """Uniform numbers in [0, 1), inside a trace: the next ones of `state`."""
+    scope = active()
+    assert scope is not None, "outside a trace `uniform` draws"
+    scope.name(state, "random.state")
+    now = scope.value(state)
+    scope.assign(state, now + np.array([0, 1]))
+    index, stride = scope.node(np.array(0)), scope.node(np.array(1))
+    for axis, size in enumerate(reversed(shape)):
+        along = apply("iota", size=size, dtype="int64")
+        index = index + along.reshape(-1, *[1] * axis) * stride
+        stride = stride * size
+    return apply("random_uniform", index.expand(shape), now[0], now[1], dtype=dtype)
 
 
 def uniform(shape: tuple[int, ...], dtype: str, low: float = 0.0, high: float = 1.0) -> Array:

@@ -19,6 +19,7 @@ pool         pooling and its gradients
 adaptive     average pooling to a given size
 norm         batch and layer norm
 loss         cross entropy and its relatives
+random       uniform numbers from a key and a counter
 packed       forms of contractions that kernels compute, and the packing of weights
 winograd     3x3 convolution with fewer multiplications
 """
@@ -44,6 +45,7 @@ FAMILIES = (
     "adaptive",
     "norm",
     "loss",
+    "random",
     "packed",
     "winograd",
 )

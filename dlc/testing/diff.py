@@ -92,7 +92,9 @@ def _check(model: Any, torch_module: Any) -> None:
     if found := list(random_modules(torch_module)):
         advice = "Their masks would differ: call .eval() on both models, or set p=0."
         got = f"dropout in training mode: {', '.join(found)}"
-        raise ArgumentError(explain("dlc.diff", "models without random numbers", got, advice=advice))
+        raise ArgumentError(
+            explain("dlc.diff", "models without random numbers", got, advice=advice)
+        )
 
 
 def _floating(model: Module, arrays: Sequence[Array]) -> str:
@@ -131,13 +133,14 @@ class _Comparison:
         outputs = [each.detach().numpy() for each in self._plain[0].outputs]
         self._weights = [rng.normal(size=y.shape).astype(self._dtype) for y in outputs]
         rows = list(self._rows(gradients))
+        known = {path for path, _ in self._ours.named_modules()}
         return DiffReport(
             type(self._ours).__name__,
             type(self._theirs).__name__,
             self._dtype,
             tuple(rows),
             tuple(state_differences(self._ours, self._theirs)),
-            tuple(self._unmatched),
+            tuple(self._on_one_side(self._counts, known)),
             tuple(self._notes(rows)),
         )
 
@@ -181,7 +184,7 @@ class _Comparison:
         self._local, self._results = local, results
         self._order = [*found, RESULT]
         self._forced = self._runs_apart()
-        self._unmatched = self._on_one_side(counts, known)
+        self._counts = counts
 
     def _run_apart(self) -> diff_dlc.Local:
         fed = {
@@ -190,18 +193,23 @@ class _Comparison:
         }
         return diff_dlc.apart(self._ours, self._inputs, fed, self._threads)
 
-    def _on_one_side(self, counts: Mapping[str, int], known: set[str]) -> list[str]:
-        """Modules without modules inside that are no part of any pair."""
-        theirs = dict(self._theirs.named_modules())
-        found = [
-            f"{path} ({type(theirs[path]).__name__}), in PyTorch"
-            for path in counts
-            if path not in known and not _has_inside(path, counts)
-        ]
-        for path, module in self._ours.named_modules():
-            if path not in counts and not list(module.children()):
-                found.append(f"{path} ({type(module).__name__}), in dlc")
-        return found
+    def _on_one_side(self, counts: Mapping[str, int], known: set[str]) -> Iterator[str]:
+        """Modules without modules inside that are no part of any pair, by their class."""
+        theirs = {
+            path: module
+            for path, module in self._theirs.named_modules()
+            if path in counts and path not in known and not _has_inside(path, counts)
+        }
+        ours = {
+            path: module
+            for path, module in self._ours.named_modules()
+            if path not in counts and not list(module.children())
+        }
+        for side, modules in (("PyTorch", theirs), ("dlc", ours)):
+            classes: dict[str, list[str]] = {}
+            for path, module in modules.items():
+                classes.setdefault(type(module).__name__, []).append(path)
+            yield from (f"{name} in {side}: {', '.join(each)}" for name, each in classes.items())
 
     # PyTorch's runs.
 
@@ -210,9 +218,7 @@ class _Comparison:
         from dlc.testing.diff_torch import pass_on
 
         paths = [path for path, _ in self._theirs.named_modules()]
-        return tuple(
-            twin.run(twin.tensors(self._inputs), paths, pass_on) for twin in self._three()
-        )
+        return tuple(twin.run(twin.tensors(self._inputs), paths, pass_on) for twin in self._three())
 
     def _runs_apart(self) -> tuple[Run, Run]:
         """PyTorch's layers fed by the references, in the type of the comparison and disturbed."""
@@ -260,7 +266,7 @@ class _Comparison:
                 break
             ours, (theirs, moved) = local.outputs[key][number], _nth(forced, number)
             bound = bounds.get("output") if number == 0 else None
-            parts.append(("", judge(ours, exact, theirs, moved, bound)))
+            parts.append(("", judge(ours, exact, theirs, moved, bound, self._factor(path))))
         for buffer, ours in local.buffers.get(key, {}).items():
             if buffer in reference.buffers:
                 theirs, moved = (seen.buffers[buffer].numpy() for seen in forced)
@@ -348,7 +354,7 @@ class _Comparison:
                 found = judging.failed(why)
             else:
                 four = ours[name], gradient, theirs[name], moved[name]
-                found = judge(*four, bounds.get(name))
+                found = judge(*four, bounds.get(name), self._factor(key[0]))
             shape = gradient.shape
             yield row(
                 *("gradient", key[0], name, found),
@@ -415,6 +421,9 @@ class _Comparison:
         if key[0] in self._local.winograd:
             self._widen(bounds, key, fed[0], g)
         return bounds
+
+    def _factor(self, path: str) -> float:
+        return judging.WINOGRAD if path in self._local.winograd else 1.0
 
     def _widen(self, bounds: dict[str, Array], key: Key, x: Array, g: Array | None) -> None:
         """Take Winograd's bound where it is the larger."""

@@ -75,9 +75,9 @@ class Row:
     @property
     def used(self) -> float:
         """The part of the tolerance that is used."""
-        if self.local <= self.tolerance or not self.tolerance:
-            return self.local / self.tolerance if self.tolerance else float(self.local > 0)
-        return self.local / self.tolerance
+        if not self.local:
+            return 0.0
+        return self.local / self.tolerance if self.tolerance else float("inf")
 
 
 def row(
@@ -215,6 +215,8 @@ def share(value: float) -> str:
         return "0"
     if value == float("inf"):
         return "∞"
+    if value < 5e-4:
+        return "< 0.1 %"
     return percent(value) if value < 10 else f"{value:.3g} ×"
 
 

@@ -286,7 +286,9 @@ def _analytic(subject: _Subject, i: int, array: Array) -> list[Array]:
     return found
 
 
-def _compare(analytic: Array, numeric: Array, i: int, output: str, atol: float, rtol: float) -> None:
+def _compare(
+    analytic: Array, numeric: Array, i: int, output: str, atol: float, rtol: float
+) -> None:
     error = np.abs(analytic - numeric)
     wrong = ~(error <= atol + rtol * np.abs(numeric))
     if not wrong.any():

@@ -16,6 +16,7 @@ from dlc.ir.node import Builder, building
 from dlc.ir.op import OpDef, Sample
 from dlc.ir.types import TensorType, TupleType, is_float, tensor
 from dlc.ops.common import filled
+from dlc.ops.random import random_bits
 
 # A sample as a graph.
 
@@ -204,6 +205,8 @@ FUNCTIONS = {
     "sigmoid": _sigmoid,
     "erf": lambda x: type(x)(math.erf(x)),
     "pow": lambda x, y: np.power([x, x], [y, y])[0],  # of a scalar, NumPy makes (-inf)**0.5 NaN
+    "philox": lambda i, key, call: random_bits(i, int(key), int(call)),
+    "div": lambda a, b: a // b,
     "floor": np.floor,
     "ceil": np.ceil,
     "trunc": np.trunc,

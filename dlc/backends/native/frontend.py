@@ -185,37 +185,40 @@ def _lower_body(
 
 def _function(source: str, name: str, names: dict[str, Any], single: bool) -> Any:
     """The Python function that the source defines among `names`."""
-    tree = ast.parse(source)
     if single:
         names |= {"inf": np.float32(np.inf), "nan": np.float32(np.nan)}
-        tree = _SingleLiterals(names).visit(tree)
+    tree = _Literals(names, single).visit(ast.parse(source))
     exec(compile(tree, f"<kernel {name}>", "exec"), names)
     if name not in names:
         raise CompileError(f"the source of kernel {name} does not define {name}\n{source}")
     return names[name]
 
 
-class _SingleLiterals(ast.NodeTransformer):
-    """Make float literals float32; Numba takes them for float64, and what they meet with them.
+class _Literals(ast.NodeTransformer):
+    """Make float literals float32: those that f32() takes, and in a kernel that is ``single`` all
+    but those that f64() takes. Numba takes them for float64, and what they meet with them.
 
-    Each becomes a global of its own, put into `names`; one that f64() or f32() takes stays.
+    Each becomes a global of its own, put into `names`.
     """
 
-    def __init__(self, names: dict[str, Any]) -> None:
-        self.names = names
+    def __init__(self, names: dict[str, Any], single: bool) -> None:
+        self.names, self.single = names, single
 
     def visit_Constant(self, node: ast.Constant) -> ast.expr:
-        if not isinstance(node.value, float):
-            return node
-        name = f"literal_{len(self.names)}"
-        self.names[name] = np.float32(node.value)
-        return ast.copy_location(ast.Name(name, ast.Load()), node)
+        return self._float32(node) if self.single and isinstance(node.value, float) else node
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
         match node:
-            case ast.Call(func=ast.Name(id="f32" | "f64"), args=[ast.Constant()]):
+            case ast.Call(func=ast.Name(id="f64"), args=[ast.Constant()]):
                 return node
+            case ast.Call(func=ast.Name(id="f32"), args=[ast.Constant() as literal]):
+                return self._float32(literal)
         return self.generic_visit(node)
+
+    def _float32(self, node: ast.Constant) -> ast.expr:
+        name = f"literal_{len(self.names)}"
+        self.names[name] = np.float32(node.value)
+        return ast.copy_location(ast.Name(name, ast.Load()), node)
 
 
 def _check_single(types: Mapping[str, Any], name: str, source: str) -> None:

@@ -12,6 +12,7 @@ Besides them:
 `f32(x)`, `f64(x)`              conversion to float32, float64
 `i64(x)`, `i32(x)`, `u8(x)`     conversion to an integer, towards zero
 `div(a, b)`, `mod(a, b)`        quotient and remainder of int64, a >= 0 and b > 0
+`philox(index, key, call)`      63 random bits, as int64
 `at(p, offset)`                 the pointer `p` moved by `offset` elements
 `local(n, dtype)`               scratch of n elements on the stack; n a literal, dtype `f32`...
 `prefetch(p, offset)`           ask for the cache line of p[offset]
@@ -48,7 +49,7 @@ def namespace(isa: Isa) -> Mapping[str, Any]:
         | {"i64": types.int64, "i32": types.int32, "u8": types.uint8}
         | {"inf": math.inf, "nan": math.nan}
         | {"div": _div, "mod": _mod, "at": _at, "local": _local}
-        | {"prefetch": _prefetch, "raise_error": _raise_error}
+        | {"prefetch": _prefetch, "raise_error": _raise_error, "philox": _philox}
     )
 
 
@@ -153,3 +154,34 @@ def _raise_error(typing: Any, words: Any, code: Any, position: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(words, types.int64, types.int64), generate
+
+
+@intrinsic
+def _philox(typing: Any, index: Any, key: Any, call: Any) -> Any:
+    """Philox 4x32 with ten rounds, as `dlc.ops.random` has it: the first two words of four."""
+
+    def generate(context: Any, builder: Any, signature: Any, operands: Any) -> Any:
+        def half(x: Any) -> Any:
+            return builder.lshr(x, x.type(32))
+
+        def low(x: Any) -> Any:
+            return builder.and_(x, x.type(0xFFFFFFFF))
+
+        index, key, call = operands
+        a, b, c, d = low(index), half(index), low(call), half(call)
+        for turn in range(10):
+            first, second = (
+                builder.mul(x, x.type(m)) for x, m in ((a, 0xD2511F53), (c, 0xCD9E8D57))
+            )
+            keys = [
+                low(builder.add(k, k.type(turn * step)))
+                for k, step in ((low(key), 0x9E3779B9), (half(key), 0xBB67AE85))
+            ]
+            mixed = [
+                builder.xor(builder.xor(half(product), x), k)
+                for product, x, k in ((second, b, keys[0]), (first, d, keys[1]))
+            ]
+            a, b, c, d = mixed[0], low(second), mixed[1], low(first)
+        return builder.or_(builder.shl(a, a.type(31)), builder.lshr(b, b.type(1)))
+
+    return types.int64(types.int64, types.int64, types.int64), generate

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from dlc.ops.random import random_bits
+
 
 class Pointer:
     """A typed pointer into a NumPy array: `p[i]`, and `p + n` for the intrinsic `at`.
@@ -144,6 +146,7 @@ _NAMES: dict[str, Any] = {
     "log1p": np.log1p,
     "mod": lambda a, b: int(a) % int(b),
     "nan": math.nan,
+    "philox": lambda index, key, call: int(random_bits(np.asarray(index), key, call)),
     "pow": np.power,
     "prefetch": lambda pointer, offset: None,
     "raise_error": _raise_error,

@@ -21,6 +21,7 @@ from dlc.ir.op import Kind
 from dlc.ir.plan import SITES, Layout
 from dlc.ir.schedule import Group
 from dlc.ir.sizes import Atom, Dim, Monomial, Poly, Size, as_size, bounds, dims
+from dlc.ir.types import TensorType
 
 #: Element type in memory of each element type: bool is a byte.
 STORED = {"bool": "uint8"}
@@ -116,6 +117,8 @@ class Writer:
         # Sets, because `in` on a tuple compares by ==, which for tensors builds nodes.
         self.inside, self.outputs = set(self.group.inside), set(self.group.outputs)
         self.in_place = dict(self.group.in_place)
+        nodes = {*self.group.inside, *self.group.inputs}
+        self.mixed = any(isinstance(n.type, TensorType) and n.dtype == "float64" for n in nodes)
 
     # Lines and loops.
     def line(self, text: str) -> None:
@@ -218,7 +221,8 @@ class Writer:
     def _compute(self, node: Node, index: tuple[Size, ...], guard: str) -> str:
         name, inside = node.op.name, node in self.inside
         if name == "constant" and node.tensor_type.count == 1:
-            return literal(node.attrs["value"].reshape(())[()].item(), node.dtype)
+            text = literal(node.attrs["value"].reshape(())[()].item(), node.dtype)
+            return f"f32({text})" if self.mixed and node.dtype == "float32" else text
         if name == "size":
             return f"i64({self.size(node.attrs['size'])})"
         if name == "iota":
@@ -253,7 +257,7 @@ class Writer:
             own = index[len(index) - source.ndim :]
             own = tuple(0 if size == 1 else i for i, size in zip(own, source.shape, strict=True))
             operands.append(self.value(source, own, guard))
-        return scalar_text(node, operands)
+        return scalar_text(node, operands, self.mixed)
 
     def _move(self, node: Node, index: tuple[Size, ...], guard: str) -> str:
         types = [source.tensor_type for source in node.inputs]
@@ -373,8 +377,10 @@ class _Scratch:
 SCRATCH = _Scratch()
 
 
-def scalar_text(node: Node, operands: Sequence[str]) -> str:
-    """The scalar expression of a pointwise node over the source of its operands."""
+def scalar_text(node: Node, operands: Sequence[str], mixed: bool = False) -> str:
+    """The scalar expression of a pointwise node over the source of its operands; in a kernel of
+    ``mixed`` float types its literals say theirs.
+    """
     if node.op.name == "cast":
         return cast(operands[0], node.inputs[0].dtype, node.dtype)
     record = node.op.scalar
@@ -384,24 +390,26 @@ def scalar_text(node: Node, operands: Sequence[str]) -> str:
     assert template is not None, node
     attrs = {k: literal(v, working) for k, v in node.attrs.items() if isinstance(v, (int, float))}
     text = template.format(*(f"_{i}_" for i in range(len(operands))), **attrs)
-    text = float_literals(text) if working.startswith("float") else integer_form(text)
+    single = mixed and working == "float32"
+    text = float_literals(text, single) if working.startswith("float") else integer_form(text)
     for i, operand in enumerate(operands):
         text = text.replace(f"_{i}_", operand if operand.isidentifier() else f"({operand})")
     return text
 
 
-def float_literals(text: str) -> str:
+def float_literals(text: str, single: bool = False) -> str:
     """An expression with integer literals made floats, so that they take the element type beside
-    them.
+    them; float32 where they are ``single``.
     """
 
     class Floats(ast.NodeTransformer):
         def visit_Constant(self, node: ast.Constant) -> ast.AST:
-            if isinstance(node.value, int) and not isinstance(node.value, bool):
-                return ast.copy_location(ast.Constant(float(node.value)), node)
-            return node
+            if isinstance(node.value, bool) or not isinstance(node.value, (int, float)):
+                return node
+            value = ast.copy_location(ast.Constant(float(node.value)), node)
+            return ast.Call(ast.Name("f32"), [value], []) if single else value
 
-    return ast.unparse(Floats().visit(ast.parse(text, mode="eval")))
+    return ast.unparse(ast.fix_missing_locations(Floats().visit(ast.parse(text, mode="eval"))))
 
 
 def integer_form(text: str) -> str:

@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from dlc.errors import ArgumentError, explain
+from dlc.ops.random import philox
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
@@ -114,39 +115,6 @@ def permutation(count: int, seed: int, epoch: int = 0, stream: int = ORDER) -> A
     """
     high, low = Draws(seed, epoch, np.zeros(1), stream).words((count, 2))[0].T
     return np.argsort(high << np.uint64(32) | low, kind="stable")
-
-
-LOW = np.uint64(0xFFFFFFFF)
-HALF = np.uint64(32)
-
-
-def philox(key: int, counter: tuple[Any, Any, Any, Any]) -> tuple[Array, Array, Array, Array]:
-    """Philox 4x32 with ten rounds (Salmon, Moraes, Dror, Shaw: Parallel random numbers, 2011).
-
-    Parameters
-    ----------
-    key : int
-        64 bits.
-    counter : tuple of four arrays
-        uint64 below 2**32; they broadcast.
-
-    Returns
-    -------
-    tuple of four arrays
-        32 random bits each, as uint64.
-    """
-    a, b, c, d = np.broadcast_arrays(*counter)
-    for turn in range(10):
-        low = np.uint64((key + turn * 0x9E3779B9) & 0xFFFFFFFF)
-        high = np.uint64(((key >> 32) + turn * 0xBB67AE85) & 0xFFFFFFFF)
-        first, second = a * np.uint64(0xD2511F53), c * np.uint64(0xCD9E8D57)
-        a, b, c, d = (
-            (second >> HALF) ^ b ^ low,
-            second & LOW,
-            (first >> HALF) ^ d ^ high,
-            first & LOW,
-        )
-    return a, b, c, d
 
 
 def check_seed(seed: object) -> int:
