@@ -13,6 +13,7 @@ __all__ = [
     "ArgumentError",
     "CacheError",
     "CacheWarning",
+    "CheckpointError",
     "CompileError",
     "DTypeError",
     "DependencyError",
@@ -126,6 +127,10 @@ class TargetError(Error, ValueError):
 
 class WeightsError(Error, RuntimeError):
     """A weight is missing, unexpected or misshapen (PyTorch raises `RuntimeError` for these)."""
+
+
+class CheckpointError(Error, RuntimeError):
+    """A checkpoint is damaged, or of another model or run."""
 
 
 class DependencyError(Error, ImportError):

@@ -15,6 +15,7 @@ BUILTINS = {
     "ExecutionError": RuntimeError,
     "GradientError": TypeError,
     "IndexError": IndexError,
+    "CheckpointError": RuntimeError,
     "NumericsError": ArithmeticError,
     "OptionError": ValueError,
     "ParseError": ValueError,

@@ -6,7 +6,7 @@ element types of the graph or with float32 widened to float64.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -52,23 +52,33 @@ def run(
     IndexError
         An index is out of range.
     """
+    ends = set(graph.outputs)
+    found = {node: value for node, value in walk(graph, arrays, dims, dtype) if node in ends}
+    return [np.array(found[node]) for node in graph.outputs]
+
+
+def walk(
+    graph: Graph,
+    arrays: Mapping[str, Any],
+    dims: Mapping[str, int] | None = None,
+    dtype: str | None = None,
+) -> Iterator[tuple[Node, Any]]:
+    """Each node with its value, in the order of evaluation; see `run`."""
     if dtype not in (None, "float64"):
         raise ArgumentError(f"run expects dtype None or 'float64', got {dtype!r}")
     wide = dtype is not None
     given = _given(graph, arrays, wide)
     sizes = bind(graph, given) if dims is None else dict(dims)
     left = {node: len(users) for node, users in graph.users().items()}
-    for node in graph.outputs:
-        left[node] += 1
     values: dict[Node, Any] = {}
-    with np.errstate(all="ignore"):
-        for node in graph.nodes:
+    for node in graph.nodes:
+        with np.errstate(all="ignore"):
             values[node] = _value(node, values, given, sizes, wide)
-            for source in dict.fromkeys(node.inputs):
-                left[source] -= 1
-                if not left[source]:
-                    del values[source]
-    return [np.array(values[node]) for node in graph.outputs]
+        yield node, values[node]
+        for source in dict.fromkeys((*node.inputs, node)):
+            left[source] -= source is not node
+            if not left[source]:
+                del values[source]
 
 
 def _given(graph: Graph, arrays: Mapping[str, Any], wide: bool) -> dict[str, Array]:

@@ -135,5 +135,12 @@ class TensorSpec:
         """Name of the element type."""
         return self.type.dtype
 
+    def __eq__(self, other: object) -> bool:
+        same = isinstance(other, TensorSpec)
+        return same and (self.type, self.name) == (other.type, other.name)
+
+    def __hash__(self) -> int:
+        return hash((self.type, self.name))
+
     def __repr__(self) -> str:
         return f"TensorSpec({shape_text(self.shape)}, {self.dtype!r})"

@@ -6,6 +6,7 @@ parameters, running statistics and an optimiser's moments replace the old ones i
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
@@ -25,17 +26,82 @@ from dlc.ir.types import TensorSpec
 from dlc.runtime.executable import Executable
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
+#: ``loss(output, target)``, a scalar.
 Loss: TypeAlias = Callable[[Any, Any], Any]
 
 
-class TrainStep:
-    """One step of training, as `train_step` makes it.
+class OfBatches(ABC):
+    """A compiled function of a model and a batch, which is kept while the model stays what it is.
+
+    Parameters
+    ----------
+    model : Module
+    max_batch : int, optional
+        Compile once for all batches up to this size; by default once for each shape.
+    threads : int, optional
+    progress : bool, optional
+        As of `dlc.compile`.
+    """
+
+    def __init__(
+        self,
+        model: Module,
+        max_batch: int | None = None,
+        threads: int | None = None,
+        progress: bool | None = None,
+    ):
+        self.model, self._max_batch = model, max_batch
+        self._threads, self._progress = threads, progress
+        self._compiled: dict[Any, Executable] = {}
+
+    @abstractmethod
+    def compute(self, *tensors: Node) -> Any:
+        """What is traced."""
+
+    def version(self) -> tuple[object, ...]:
+        """What compiled code holds for."""
+        return (version_of(self.model),)
+
+    def executable(self, *batch: Any) -> Executable:
+        """The compiled function for arrays (or `TensorSpec`s) of such shapes and element types."""
+        specs, version = self._specs(batch), self.version()
+        if (specs, version) not in self._compiled:
+            self._compiled = {key: e for key, e in self._compiled.items() if key[1] == version}
+            self._compiled[specs, version] = driver.compile(
+                self._named, *specs, threads=self._threads, progress=self._progress
+            )
+        return self._compiled[specs, version]
+
+    def _named(self, *tensors: Node) -> Any:
+        """`compute`, with the model's own names for its parameters."""
+        scope = active()
+        assert scope is not None, "it is traced, never called"
+        scope.adopt(self.model, "")
+        return self.compute(*tensors)
+
+    def _specs(self, batch: tuple[Any, ...]) -> tuple[TensorSpec, ...]:
+        if self._max_batch is None:
+            return tuple(TensorSpec(array.shape, array.dtype) for array in batch)
+        rows = batch[0].shape[0] if batch[0].ndim else 0
+        for array in batch:
+            if not array.ndim or array.shape[0] != rows or not 1 <= rows <= self._max_batch:
+                expected = f"arrays of one length from 1 to {self._max_batch}"
+                got = " and ".join(str(each.shape) for each in batch)
+                raise ShapeError(explain("a batch", expected, got))
+        size = Dim("batch", 1, self._max_batch)
+        return tuple(TensorSpec((size, *array.shape[1:]), array.dtype) for array in batch)
+
+
+class TrainStep(OfBatches):
+    """One step of training; see `train_step`.
 
     Attributes
     ----------
     model : Module
     loss : callable
     optimizer : Optimizer
+    metrics : mapping of str to callable
+        What a step tells beside the loss.
     """
 
     def __init__(
@@ -44,26 +110,24 @@ class TrainStep:
         loss: Loss,
         optimizer: optim.Optimizer,
         *,
+        metrics: Mapping[str, Loss] | None = None,
         clip_grad_norm: float | None = None,
         clip_grad_value: float | None = None,
         max_batch: int | None = None,
         threads: int | None = None,
-        metrics: Mapping[str, Loss] | None = None,
         progress: bool | None = None,
     ):
-        self.model, self.loss, self.optimizer = model, loss, optimizer
+        super().__init__(model, max_batch, threads, progress)
+        self.loss, self.optimizer, self.metrics = loss, optimizer, dict(metrics or {})
         self._clip = clip_grad_norm, clip_grad_value
-        self._max_batch, self._threads, self._progress = max_batch, threads, progress
-        self._metrics = dict(metrics or {})
-        self._compiled: dict[Any, Executable] = {}
         optimizer.bind(model.named_parameters())
 
-    def __call__(self, *arrays: Any) -> Any:
+    def __call__(self, *batch: Any) -> Any:
         """Take one step.
 
         Parameters
         ----------
-        *arrays : array
+        *batch : array
             The model's inputs, then the target: what the loss compares its output with.
 
         Returns
@@ -78,56 +142,31 @@ class TrainStep:
         NumericsError
             The loss is NaN or infinite. Nothing is changed.
         """
-        batch = tuple(map(np.asarray, arrays))
-        results = self.executable(*batch)(*batch)
-        if not self._metrics:
-            return float(results)
-        return {name: float(value) for name, value in results.items()}
+        arrays = check_batch(batch)
+        results = self.executable(*arrays)(*arrays)
+        if self.metrics:
+            return {name: float(value) for name, value in results.items()}
+        return float(results)
 
-    def executable(self, *batch: Any) -> Executable:
-        """The compiled step for arrays (or `TensorSpec`s) of such shapes and element types."""
-        specs = self._specs(batch)
-        key = (specs, self._version())
-        if key not in self._compiled:
-            self._compiled = {k: e for k, e in self._compiled.items() if k[1] == key[1]}
-            self._compiled[key] = driver.compile(
-                self._step, *specs, threads=self._threads, progress=self._progress
-            )
-        return self._compiled[key]
-
-    def _version(self) -> tuple[object, ...]:
+    def version(self) -> tuple[object, ...]:
         """What compiled code holds for."""
         loss = version_of(self.loss) if isinstance(self.loss, Module) else None
         return version_of(self.model), loss, self.optimizer.structure()
 
-    def _specs(self, batch: tuple[Any, ...]) -> tuple[TensorSpec, ...]:
-        if len(batch) < 2:
-            raise ArgumentError(explain("a training step", "inputs and a target", len(batch)))
-        if self._max_batch is None:
-            return tuple(TensorSpec(array.shape, array.dtype) for array in batch)
-        rows = batch[0].shape[0] if batch[0].ndim else 0
-        for array in batch:
-            if not array.ndim or array.shape[0] != rows or not 1 <= rows <= self._max_batch:
-                expected = f"arrays of one length from 1 to {self._max_batch}"
-                got = " and ".join(str(each.shape) for each in batch)
-                raise ShapeError(explain("a training step", expected, got))
-        size = Dim("batch", 1, self._max_batch)
-        return tuple(TensorSpec((size, *array.shape[1:]), array.dtype) for array in batch)
-
-    def _step(self, *tensors: Node) -> Any:
+    def compute(self, *tensors: Node) -> Any:
         """What is traced."""
-        scope = active()
-        assert scope is not None, "a step is traced, never called"
-        scope.adopt(self.model, "")
         *inputs, target = tensors
         output = self.model(*inputs)
-        value = _scalar(self.loss(output, target))
+        value = scalar(self.loss(output, target), "a loss")
         self.optimizer.bind(self.model.named_parameters())
         self.optimizer.step(self._gradients(value))
         loss = apply("check_finite", value)
-        if not self._metrics:
+        if not self.metrics:
             return loss
-        return {"loss": loss, **{n: f(output, target) for n, f in self._metrics.items()}}
+        return {"loss": loss} | {
+            name: scalar(metric(output, target), f"the metric {name!r}")
+            for name, metric in self.metrics.items()
+        }
 
     def _gradients(self, value: Node) -> Mapping[Parameter, Node]:
         parameters = self.optimizer.parameters()
@@ -140,11 +179,36 @@ class TrainStep:
         return found
 
 
-def _scalar(value: Any) -> Node:
+def check_batch(batch: tuple[Any, ...]) -> tuple[Array, ...]:
+    """The arrays of a batch: inputs and a target, with as many samples each, and some.
+
+    Raises
+    ------
+    ArgumentError, ShapeError
+        There is no target, or the arrays have no samples, or not as many.
+    """
+    if len(batch) < 2:
+        got = f"{len(batch)} array{'s' * (len(batch) != 1)}"
+        raise ArgumentError(explain("a batch", "inputs and then a target", got))
+    arrays = tuple(map(np.asarray, batch))
+    lengths = {array.shape[0] if array.ndim else 0 for array in arrays}
+    if len(lengths) > 1 or not lengths.pop():
+        expected = "inputs and a target with as many samples each, at least one"
+        got = " and ".join(str(array.shape) for array in arrays)
+        raise ShapeError(explain("a batch", expected, got))
+    return arrays
+
+
+def scalar(value: Any, what: str) -> Node:
+    """A value as a node without dimensions."""
     if not isinstance(value, Arithmetic):
-        got = type(value).__name__
-        raise ShapeError(explain("a training step", "a loss that is a scalar tensor", got))
-    return value._node
+        raise ShapeError(explain(what, "a scalar tensor", type(value).__name__))
+    node = value._node
+    if node.shape:
+        raise ShapeError(
+            explain(what, "a scalar", node.describe(), advice="Reduce it with .mean().")
+        )
+    return node
 
 
 def train_step(

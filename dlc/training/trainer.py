@@ -1,0 +1,479 @@
+"""The training loop: epochs of steps, validation, checkpoints, and what to tell meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from dlc.errors import ArgumentError, CheckpointError, NumericsError, explain
+from dlc.frontend import optim
+from dlc.frontend.data import Batches, as_dataset
+from dlc.frontend.module import Module
+from dlc.frontend.random import generator
+from dlc.frontend.random import state as random_state
+from dlc.progress import bar
+from dlc.runtime import checkpoint
+from dlc.training.diagnosis import first_wrong
+from dlc.training.history import VALIDATION, History
+from dlc.training.judge import Evaluation, Prediction
+from dlc.training.metrics import FALLING, Metric, named
+from dlc.training.step import Array, Loss, TrainStep, check_batch
+
+
+class Callback:
+    """What a training run tells; a subclass overrides what it wants to hear.
+
+    ``trainer.stop = True`` ends the run behind the present step.
+    """
+
+    def on_epoch_start(self, trainer: Trainer) -> None:
+        """Before the first step of an epoch."""
+
+    def on_step_end(self, trainer: Trainer, figures: Mapping[str, float]) -> None:
+        """Behind each step, with its loss and metrics."""
+
+    def on_epoch_end(self, trainer: Trainer, figures: Mapping[str, Any]) -> None:
+        """Behind each epoch, with its line of the history."""
+
+
+@dataclass
+class _Best:
+    """The best value of the monitored figure so far."""
+
+    value: float | None = None
+    epoch: int = 0
+    weights: dict[str, Array] = field(default_factory=dict)
+
+
+class Trainer:
+    """Trains a model.
+
+    Parameters
+    ----------
+    model : Module
+    loss : callable
+        ``loss(output, target)``, a scalar, such as ``nn.CrossEntropyLoss()``.
+    optimizer : Optimizer
+    metrics : iterable
+        Names ("accuracy", "top5", "mse", "mae") or functions ``(output, target)`` of tensors.
+    scheduler : LRScheduler, optional
+        Of the optimiser. `OneCycleLR` takes a step behind each batch, the others behind each
+        epoch, `ReduceLROnPlateau` by the monitored figure.
+    monitor : str, optional
+        The figure by which epochs are compared: by default "val_loss" with validation data, else
+        "loss". Less is better for losses and errors, more for other metrics.
+    clip_grad_norm, clip_grad_value : float, optional
+        See `dlc.train_step`.
+    threads : int, optional
+
+    Attributes
+    ----------
+    history : History
+    epoch : int
+        Epochs that are complete.
+    step : int
+        Steps that are complete, over all epochs.
+    stop : bool
+        Set it to end the run behind the present step.
+    """
+
+    def __init__(
+        self,
+        model: Module,
+        loss: Loss,
+        optimizer: optim.Optimizer,
+        metrics: Iterable[str | Metric] | Mapping[str, Metric] = (),
+        *,
+        scheduler: Any = None,
+        monitor: str | None = None,
+        clip_grad_norm: float | None = None,
+        clip_grad_value: float | None = None,
+        threads: int | None = None,
+    ):
+        self.model, self.loss, self.optimizer = model, loss, optimizer
+        self.metrics, self.scheduler, self.monitor = named(metrics), scheduler, monitor
+        self._clip = {"clip_grad_norm": clip_grad_norm, "clip_grad_value": clip_grad_value}
+        self._threads = threads
+        optimizer.bind(model.named_parameters())
+        self.history, self.epoch, self.step, self.stop = History(), 0, 0, False
+        self._best = _Best()
+        self._sums: dict[str, float] = {}
+        self._samples = 0
+        self._batches: Batches | None = None
+        self._resumed: dict[str, Any] | None = None
+        self._functions: dict[Any, Any] = {}
+
+    # Training.
+
+    def fit(
+        self,
+        train: Any,
+        validation: Any = None,
+        epochs: int = 1,
+        batch_size: int = 32,
+        *,
+        shuffle: bool = True,
+        drop_last: bool = False,
+        seed: int | None = None,
+        callbacks: Iterable[Callback] = (),
+        patience: int | None = None,
+        restore_best: bool = False,
+        checkpoint: str | os.PathLike[str] | None = None,
+        checkpoint_every: int | None = None,
+        progress: bool | None = None,
+    ) -> History:
+        """Train until so many epochs are complete, those of earlier calls included.
+
+        Parameters
+        ----------
+        train, validation : Dataset, or tuple of arrays
+            Inputs and then targets.
+        epochs, batch_size : int
+        shuffle, drop_last : bool
+            See `dlc.data.batches`.
+        seed : int, optional
+            Of the order and of augmentations; by default one that `dlc.seed` decides.
+        callbacks : iterable of Callback
+        patience : int, optional
+            End the run when the monitored figure has not improved for so many epochs.
+        restore_best : bool
+            At the end take back the weights of the best epoch.
+        checkpoint : path, optional
+            Save there behind each epoch (see `save`), and if ``checkpoint_every`` is given behind
+            each so many steps.
+        progress : bool, optional
+            Show a bar and a line for each epoch; by default on a terminal.
+
+        Returns
+        -------
+        History
+            Of all epochs.
+
+        Raises
+        ------
+        NumericsError
+            The loss became NaN or infinite; the message says at which step, and in which layer
+            first. The parameters are those before that step.
+        IndexError
+            A label is out of range.
+        """
+        if epochs < 1 or (patience is not None and patience < 1):
+            got = f"epochs={epochs}, patience={patience}"
+            raise ArgumentError(explain("Trainer.fit", "at least 1 of each", got))
+        batches = self._loader(train, batch_size, shuffle, drop_last, seed)
+        told, self.stop = tuple(callbacks), False
+        step = self._step(batch_size)
+        keep = _Keeper(self, checkpoint, checkpoint_every)
+        with bar(f"training {type(self.model).__name__}", progress) as report:
+            while self.epoch < epochs and not self.stop:
+                self._epoch(batches, step, told, keep, report, epochs)
+                if self.stop:
+                    break
+                self._finish_epoch(batches, validation, told, patience)
+                keep.epoch()
+        if restore_best and self._best.weights:
+            self.model.load_state_dict(self._best.weights)
+        return self.history
+
+    def _epoch(
+        self,
+        batches: Batches,
+        step: TrainStep,
+        told: tuple[Callback, ...],
+        keep: _Keeper,
+        report: Callable[[str, int, int], None],
+        epochs: int,
+    ) -> None:
+        """The steps of one epoch that are left."""
+        self._began = time.perf_counter()
+        self.model.train()
+        if not self._samples:
+            for callback in told:
+                callback.on_epoch_start(self)
+        with contextlib.closing(iter(batches)) as prepared:
+            for batch in prepared:
+                what = f"epoch {self.epoch + 1} of {epochs} {self._running()}"
+                report(what, batches.batch - 1, len(batches))
+                figures = self._take(step, check_batch(batch))
+                for callback in told:
+                    callback.on_step_end(self, figures)
+                keep.step()
+                if self.stop:
+                    return
+
+    def _take(self, step: TrainStep, batch: tuple[Array, ...]) -> dict[str, float]:
+        """One step, and what it adds to the figures of the epoch."""
+        try:
+            results = step(*batch)
+        except NumericsError:
+            where = f"step {self.step + 1} (epoch {self.epoch + 1})"
+            raise NumericsError(
+                f"the loss of {where} is not finite: first {first_wrong(step, batch)}. The "
+                "parameters are as before that step; a smaller learning rate, or clip_grad_norm, "
+                "may help"
+            ) from None
+        figures: dict[str, float] = results if isinstance(results, dict) else {"loss": results}
+        for name, value in figures.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value * len(batch[0])
+        self._samples += len(batch[0])
+        self.step += 1
+        if isinstance(self.scheduler, optim.lr_scheduler.OneCycleLR):
+            self.scheduler.step()
+        return figures
+
+    def _finish_epoch(
+        self, batches: Batches, validation: Any, told: tuple[Callback, ...], patience: int | None
+    ) -> None:
+        """The line of an epoch, and what follows from it."""
+        figures: dict[str, Any] = {"epoch": self.epoch + 1, **self._means()}
+        if validation is not None:
+            found = self.evaluate(validation, batch_size=batches.batch_size)
+            figures |= {VALIDATION + name: value for name, value in found.items()}
+        figures["lr"] = self.optimizer.param_groups[0]["lr"]
+        figures["seconds"] = time.perf_counter() - self._began
+        self._sums, self._samples = {}, 0
+        self.epoch += 1
+        self.history.epochs.append(figures)
+        self._compare(figures)
+        self._schedule(figures)
+        if patience is not None and self.epoch - self._best.epoch >= patience:
+            self.stop = True
+        for callback in told:
+            callback.on_epoch_end(self, figures)
+
+    def _compare(self, figures: Mapping[str, Any]) -> None:
+        """Keep the weights if this epoch is the best."""
+        value = figures[self._monitored(figures)]
+        if self._best.value is None or self._better(figures, value, self._best.value):
+            weights = {name: np.array(a) for name, a in self.model.state_dict().items()}
+            self._best = _Best(value, self.epoch, weights)
+            self.history.best_epoch = self.epoch
+
+    def _better(self, figures: Mapping[str, Any], value: float, best: float) -> bool:
+        name = self._monitored(figures).removeprefix(VALIDATION)
+        return value < best if name in FALLING else value > best
+
+    def _monitored(self, figures: Mapping[str, Any]) -> str:
+        usual = f"{VALIDATION}loss" if f"{VALIDATION}loss" in figures else "loss"
+        name = self.monitor or usual
+        if name not in figures:
+            expected = f"a figure among {', '.join(figures)}"
+            raise ArgumentError(explain("monitor", expected, repr(name)))
+        return name
+
+    def _schedule(self, figures: Mapping[str, Any]) -> None:
+        if isinstance(self.scheduler, optim.lr_scheduler.ReduceLROnPlateau):
+            self.scheduler.step(figures[self._monitored(figures)])
+        elif not isinstance(self.scheduler, (type(None), optim.lr_scheduler.OneCycleLR)):
+            self.scheduler.step()
+
+    def _means(self) -> dict[str, float]:
+        return {name: total / self._samples for name, total in self._sums.items()}
+
+    def _running(self) -> str:
+        """The figures of the epoch so far, in short."""
+        return " ".join(f"{name} {value:.4g}" for name, value in self._means().items())
+
+    # Using the model.
+
+    def evaluate(self, data: Any, batch_size: int = 256) -> dict[str, float]:
+        """The loss and the metrics over a data set, in inference mode.
+
+        Returns
+        -------
+        dict of str to float
+        """
+        totals: dict[str, float] = {}
+        count = 0
+        with _inference(self.model):
+            judge = self._function(Evaluation, batch_size, self.loss, self.metrics)
+            for batch in Batches(as_dataset(data), batch_size):
+                arrays = check_batch(batch)
+                for name, value in judge(*arrays).items():
+                    totals[name] = totals.get(name, 0.0) + value * len(arrays[0])
+                count += len(arrays[0])
+        return {name: total / count for name, total in totals.items()}
+
+    def predict(self, inputs: Any, batch_size: int = 256) -> Array:
+        """The model's outputs, in inference mode.
+
+        Parameters
+        ----------
+        inputs : Dataset or array
+            Of a data set with targets, the first array.
+
+        Returns
+        -------
+        array
+            (N, ...): a row for each sample.
+        """
+        found = []
+        with _inference(self.model):
+            answer = self._function(Prediction, batch_size)
+            for batch in Batches(as_dataset(inputs), batch_size):
+                found.append(answer(batch[0]))
+        return np.concatenate(found)
+
+    def _function(self, kind: type, batch_size: int, *arguments: Any) -> Any:
+        """A compiled function of the model, made once for each size of batches."""
+        key = kind, batch_size
+        if key not in self._functions:
+            made = kind(self.model, *arguments, max_batch=batch_size, threads=self._threads)
+            self._functions[key] = made
+        return self._functions[key]
+
+    def _step(self, batch_size: int) -> TrainStep:
+        key = TrainStep, batch_size
+        if key not in self._functions:
+            self._functions[key] = TrainStep(
+                self.model,
+                self.loss,
+                self.optimizer,
+                metrics=self.metrics,
+                max_batch=batch_size,
+                threads=self._threads,
+                **self._clip,
+            )
+        made: TrainStep = self._functions[key]
+        return made
+
+    def _loader(
+        self, train: Any, batch_size: int, shuffle: bool, drop_last: bool, seed: int | None
+    ) -> Batches:
+        """Batches from where a checkpoint stopped, or else from the present epoch on."""
+        saved, self._resumed = self._resumed, None
+        if seed is None:
+            seed = saved["seed"] if saved else int(generator().integers(2**63))
+        options = {"shuffle": shuffle, "drop_last": drop_last, "seed": seed}
+        batches = Batches(as_dataset(train), batch_size, **options)
+        if saved:
+            try:
+                batches.load_state_dict(saved)
+            except ArgumentError as error:
+                message = f"the checkpoint is of a run with other data or options: {error}"
+                raise CheckpointError(message) from None
+        else:
+            batches.load_state_dict({**batches.state_dict(), "epoch": self.epoch})
+        self._batches = batches
+        return batches
+
+    # Checkpoints.
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write everything that the run goes on from to one file, whole or not at all.
+
+        These are weights, running statistics, the optimiser's and the schedule's state, the state
+        of random numbers, the position in the data, the history, and the weights of the best epoch.
+
+        Raises
+        ------
+        ExecutionError
+            The file cannot be written; an older one is as it was.
+        """
+        state = self.optimizer.state_dict()
+        slots = {f"optimizer.{i}.{n}": a for i, s in state["state"].items() for n, a in s.items()}
+        arrays = {f"model.{name}": array for name, array in self.model.state_dict().items()}
+        arrays |= {f"best.{name}": array for name, array in self._best.weights.items()}
+        arrays |= slots | {"random": random_state.numpy()}
+        notes = {
+            "model": type(self.model).__name__,
+            "optimizer": {"name": type(self.optimizer).__name__, "groups": state["param_groups"]},
+            "scheduler": self.scheduler.state_dict() if self.scheduler else None,
+            "batches": self._batches.state_dict() if self._batches else self._resumed,
+            "epoch": self.epoch,
+            "step": self.step,
+            "sums": self._sums,
+            "samples": self._samples,
+            "history": self.history.epochs,
+            "best": [self._best.value, self._best.epoch],
+        }
+        checkpoint.write(path, arrays, notes)
+
+    def resume(self, path: str | os.PathLike[str]) -> None:
+        """Take up a run where a checkpoint left it; `fit` then goes on, bit for bit.
+
+        Raises
+        ------
+        FileNotFoundError
+            There is no such file.
+        CheckpointError
+            It is truncated, no checkpoint, or of another model, optimiser or schedule; nothing was
+            changed.
+        """
+        arrays, notes = checkpoint.read(path)
+        weights = _under("model.", arrays)
+        expected = {name: array.shape for name, array in self.model.state_dict().items()}
+        came = {name: array.shape for name, array in weights.items()}
+        ours, theirs = type(self.model).__name__, notes["model"]
+        if expected != came:
+            differing = sorted(expected.items() ^ came.items())[:3]
+            names = ", ".join(dict.fromkeys(name for name, _ in differing))
+            subject, got = f"{os.fspath(path)!r}", f"one of {theirs}, which differs in {names}"
+            raise CheckpointError(explain(subject, f"a checkpoint of {ours}", got))
+        self._check_kinds(os.fspath(path), notes)
+        slots: dict[int, dict[str, Array]] = {}
+        for name, array in _under("optimizer.", arrays).items():
+            number, _, slot = name.partition(".")
+            slots.setdefault(int(number), {})[slot] = array
+        state = {"state": slots, "param_groups": notes["optimizer"]["groups"]}
+        self.optimizer.load_state_dict(state)
+        self.model.load_state_dict(weights)
+        if self.scheduler:
+            self.scheduler.load_state_dict(notes["scheduler"])
+        random_state.data = arrays["random"]
+        self.epoch, self.step = notes["epoch"], notes["step"]
+        self._sums, self._samples = dict(notes["sums"]), notes["samples"]
+        self._best = _Best(*notes["best"], _under("best.", arrays))
+        self.history = History(list(notes["history"]), notes["best"][1])
+        self._resumed, self._batches = notes["batches"], None
+
+    def _check_kinds(self, path: str, notes: Mapping[str, Any]) -> None:
+        ours = type(self.optimizer).__name__
+        if notes["optimizer"]["name"] != ours:
+            expected, got = f"a checkpoint of a run with {ours}", notes["optimizer"]["name"]
+            raise CheckpointError(explain(repr(path), expected, got))
+        if (notes["scheduler"] is None) != (self.scheduler is None):
+            words = ("a schedule", "none")
+            expected = f"a checkpoint of a run with {words[self.scheduler is None]}"
+            got = words[notes["scheduler"] is None]
+            raise CheckpointError(explain(repr(path), expected, got))
+
+
+class _Keeper:
+    """Saves checkpoints when they are due."""
+
+    def __init__(self, trainer: Trainer, path: Any, every: int | None):
+        if every is not None and (path is None or every < 1):
+            expected = "at least 1, and a path for checkpoint"
+            raise ArgumentError(explain("checkpoint_every", expected, repr(every)))
+        self._trainer, self._path, self._every = trainer, path, every
+
+    def step(self) -> None:
+        if self._every is not None and self._trainer.step % self._every == 0:
+            self._trainer.save(self._path)
+
+    def epoch(self) -> None:
+        if self._path is not None:
+            self._trainer.save(self._path)
+
+
+def _under(prefix: str, arrays: Mapping[str, Array]) -> dict[str, Array]:
+    return {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}
+
+
+@contextlib.contextmanager
+def _inference(model: Module) -> Iterator[None]:
+    """Inference mode for a block; afterwards each module is in the mode it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

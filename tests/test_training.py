@@ -1,0 +1,419 @@
+"""The training loop: figures, schedules, early stopping, checkpoints, and what goes wrong."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import dlc
+from dlc import nn, optim
+from dlc.errors import ArgumentError, CheckpointError, ExecutionError, NumericsError, ShapeError
+from dlc.runtime import checkpoint
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(50, 8)).astype(np.float32)
+Y = (X[:, 0] + X[:, 1] > 0).astype(np.int64) + (X[:, 2] > 1)
+
+
+def model():
+    return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Dropout(0.1), nn.Linear(16, 3))
+
+
+def trainer(seed=0, rate=0.05, **options):
+    dlc.seed(seed)
+    return dlc.Trainer(
+        model(), nn.CrossEntropyLoss(), optim.AdamW(lr=rate), metrics=("accuracy",), **options
+    )
+
+
+def weights(run):
+    return {name: array.copy() for name, array in run.model.state_dict().items()}
+
+
+def assert_same(a, b):
+    for (name, x), y in zip(weights(a).items(), weights(b).values(), strict=True):
+        np.testing.assert_array_equal(x, y, err_msg=name)
+
+
+def figures(run):
+    """The history without what a clock says."""
+    return [{k: v for k, v in epoch.items() if k != "seconds"} for epoch in run.history]
+
+
+# A step.
+
+
+def test_a_step_is_pytorchs():
+    dlc.seed(1)
+    ours = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 3))
+    theirs = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Tanh(), torch.nn.Linear(16, 3))
+    theirs.load_state_dict({k: torch.tensor(v) for k, v in ours.state_dict().items()})
+    step = dlc.train_step(ours, nn.CrossEntropyLoss(), optim.SGD(lr=0.1, momentum=0.9))
+    descent = torch.optim.SGD(theirs.parameters(), lr=0.1, momentum=0.9)
+    for _ in range(10):
+        loss = torch.nn.functional.cross_entropy(theirs(torch.from_numpy(X)), torch.from_numpy(Y))
+        descent.zero_grad()
+        loss.backward()
+        descent.step()
+        assert step(X, Y) == pytest.approx(loss.item(), rel=1e-5)
+    for name, array in theirs.state_dict().items():
+        torch.testing.assert_close(torch.tensor(ours.state_dict()[name]), array)
+
+
+@pytest.mark.parametrize("clip", [{"clip_grad_norm": 0.1}, {"clip_grad_value": 0.01}])
+def test_gradients_are_clipped(clip):
+    dlc.seed(2)
+    ours, theirs = nn.Linear(8, 3), torch.nn.Linear(8, 3)
+    theirs.load_state_dict({k: torch.tensor(v) for k, v in ours.state_dict().items()})
+    step = dlc.train_step(ours, nn.CrossEntropyLoss(), optim.SGD(lr=1.0), **clip)
+    torch.nn.functional.cross_entropy(theirs(torch.tensor(X)), torch.tensor(Y)).backward()
+    name, value = next(iter(clip.items()))
+    getattr(torch.nn.utils, f"{name}_")(theirs.parameters(), value)
+    step(X, Y)
+    for ours_p, p in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(torch.tensor(ours_p.numpy()), (p - p.grad).detach())
+
+
+def test_one_compilation_for_all_batches_up_to_a_size():
+    step = dlc.train_step(nn.Linear(8, 3), nn.CrossEntropyLoss(), optim.SGD(lr=0.1), max_batch=16)
+    compiled = {id(step.executable(X[:n], Y[:n])) for n in (1, 5, 16)}
+    assert len(compiled) == 1
+    assert all(step(X[:n], Y[:n]) > 0 for n in (1, 5, 16))
+    with pytest.raises(ShapeError, match="of one length from 1 to 16"):
+        step(X[:17], Y[:17])
+
+
+def test_a_learning_rate_that_changes_compiles_nothing():
+    optimizer = optim.SGD(lr=0.1)
+    step = dlc.train_step(nn.Linear(8, 3), nn.CrossEntropyLoss(), optimizer)
+    first = step.executable(X, Y)
+    step(X, Y)
+    optimizer.param_groups[0]["lr"] = 0.0
+    before = step.model.weight.numpy().copy()
+    step(X, Y)
+    assert step.executable(X, Y) is first
+    np.testing.assert_array_equal(step.model.weight.numpy(), before)
+
+
+@pytest.mark.parametrize(
+    ("batch", "error", "match"),
+    [
+        ((X,), ArgumentError, "inputs and then a target"),
+        ((X, Y[:7]), ShapeError, r"as many samples each.*\(50, 8\) and \(7,\)"),
+        ((X[:0], Y[:0]), ShapeError, "at least one"),
+    ],
+)
+def test_batches_that_are_none(batch, error, match):
+    step = dlc.train_step(nn.Linear(8, 3), nn.CrossEntropyLoss(), optim.SGD(lr=0.1))
+    with pytest.raises(error, match=match):
+        step(*batch)
+
+
+def test_a_label_out_of_range_changes_nothing():
+    run = trainer()
+    before = weights(run)
+    wrong = Y.copy()
+    wrong[30] = 3
+    with pytest.raises(dlc.IndexError, match="got 3"):
+        run.fit((X, wrong), batch_size=50, shuffle=False)
+    for name, array in weights(run).items():
+        np.testing.assert_array_equal(array, before[name])
+
+
+def test_an_unknown_argument_of_an_optimiser():
+    with pytest.raises(ArgumentError, match="momentun"):
+        optim.SGD(lr=0.1, momentun=0.9)
+
+
+# The loop.
+
+
+def test_fit_learns_and_tells():
+    run = trainer()
+    history = run.fit((X, Y), validation=(X, Y), epochs=30, batch_size=16)
+    assert history["loss"][-1] < 0.5 * history["loss"][0]
+    assert history["val_accuracy"][-1] > 0.9
+    assert set(history.epochs[0]) == {
+        *("epoch", "loss", "accuracy", "val_loss", "val_accuracy", "lr", "seconds"),
+    }
+    judged = run.evaluate((X, Y), batch_size=7)
+    assert judged["accuracy"] == pytest.approx(history["val_accuracy"][-1])
+    assert judged["loss"] == pytest.approx(history["val_loss"][-1], rel=1e-5)
+    outputs = run.predict(X, batch_size=9)
+    assert outputs.shape == (50, 3)
+    assert (outputs.argmax(1) == Y).mean() == pytest.approx(judged["accuracy"])
+    assert all(module.training for module in run.model.modules())
+
+
+def test_the_history_is_a_table_and_curves(tmp_path):
+    run = trainer()
+    run.fit((X, Y), validation=(X, Y), epochs=2, batch_size=16)
+    assert str(run.history).splitlines()[0].split()[:3] == ["epoch", "loss", "accuracy"]
+    run.history.plot(tmp_path / "curve.svg")
+    assert "<svg" in (tmp_path / "curve.svg").read_text()
+    with pytest.raises(ArgumentError, match="a name among epoch, loss"):
+        run.history["f1"]
+
+
+def test_patience_and_the_best_weights():
+    class Ruin(dlc.Callback):
+        """From the third epoch on the model gets worse."""
+
+        def on_epoch_start(self, trainer):
+            if trainer.epoch >= 3:
+                trainer.optimizer.param_groups[0]["lr"] = 5.0
+
+    run = trainer()
+    history = run.fit(
+        (X, Y), (X, Y), epochs=50, batch_size=50, patience=4, restore_best=True, callbacks=[Ruin()]
+    )
+    assert len(history) == history.best_epoch + 4
+    best = history.epochs[history.best_epoch - 1]
+    assert run.evaluate((X, Y))["loss"] == pytest.approx(best["val_loss"], rel=1e-6)
+
+
+def test_a_monitored_metric_grows():
+    run = trainer(monitor="val_accuracy")
+    history = run.fit((X, Y), validation=(X, Y), epochs=6, batch_size=16)
+    assert history.best_epoch == 1 + int(np.argmax(history["val_accuracy"]))
+    with pytest.raises(ArgumentError, match="a figure among epoch, loss"):
+        trainer(monitor="f1").fit((X, Y), epochs=1)
+
+
+@pytest.mark.parametrize("name", ["StepLR", "OneCycleLR", "ReduceLROnPlateau"])
+def test_schedules(name):
+    dlc.seed(0)
+    optimizer = optim.SGD(lr=0.1)
+    options = {
+        "StepLR": {"step_size": 2},
+        "OneCycleLR": {"max_lr": 0.1, "total_steps": 4 * 4},
+        "ReduceLROnPlateau": {"patience": 0, "threshold": 10.0},
+    }[name]
+    net = model()
+    optimizer.bind(net.named_parameters())
+    scheduler = getattr(optim.lr_scheduler, name)(optimizer, **options)
+    run = dlc.Trainer(net, nn.CrossEntropyLoss(), optimizer, scheduler=scheduler)
+    rates = run.fit((X, Y), epochs=4, batch_size=16)["lr"]
+    if name == "OneCycleLR":
+        assert rates[-1] < 0.01 < max(rates)
+    else:
+        assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01] if name == "StepLR" else rates)
+        assert rates[-1] < rates[0]
+
+
+def test_callbacks_hear_and_stop():
+    heard = []
+
+    class Listener(dlc.Callback):
+        def on_step_end(self, trainer, figures):
+            heard.append((trainer.step, sorted(figures)))
+            trainer.stop = trainer.step == 6
+
+    run = trainer()
+    run.fit((X, Y), epochs=5, batch_size=16, callbacks=[Listener()])
+    assert heard == [(i, ["accuracy", "loss"]) for i in range(1, 7)]
+    assert len(run.history) == 1
+    run.fit((X, Y), epochs=2, batch_size=16)
+    assert len(run.history) == 2
+
+
+def test_a_loss_that_is_not_finite_names_the_layer():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(8, 4), nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.second((self.first(x) - 100.0).log())
+
+    run = dlc.Trainer(Net(), nn.CrossEntropyLoss(), optim.SGD(lr=0.1))
+    with pytest.raises(
+        NumericsError, match=r"step 1 \(epoch 1\).*first log \(test_training.py:\d+"
+    ):
+        run.fit((X, Y), epochs=1)
+
+    run = trainer()
+    bad = X.copy()
+    bad[49] = np.inf
+    with pytest.raises(
+        NumericsError, match=r"first the batch \(tensors.0\) holds inf at \(49, 0\)"
+    ):
+        run.fit((bad, Y), epochs=1, batch_size=50, shuffle=False)
+
+    run.model[3].weight.data = np.full((3, 16), np.nan, np.float32)
+    with pytest.raises(
+        NumericsError, match=r"first the parameter '3.weight'.* holds nan at \(0, 0\)"
+    ):
+        run.fit((X, Y), epochs=1)
+
+
+# Checkpoints.
+
+
+@pytest.mark.parametrize("every", [None, 1, 3])
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, every):
+    path = tmp_path / "run.ckpt"
+    whole = trainer()
+    whole.fit((X, Y), validation=(X, Y), epochs=5, batch_size=16)
+
+    class Stop(dlc.Callback):
+        def on_step_end(self, trainer, figures):
+            trainer.stop = every is not None and trainer.step == 11
+
+    first = trainer()
+    epochs = 3 if every is None else 5
+    options = {"validation": (X, Y), "batch_size": 16, "checkpoint": path}
+    first.fit((X, Y), epochs=epochs, checkpoint_every=every, callbacks=[Stop()], **options)
+    second = trainer(seed=99)
+    second.resume(path)
+    second.fit((X, Y), validation=(X, Y), epochs=5, batch_size=16)
+    assert_same(whole, second)
+    assert figures(whole) == figures(second)
+    assert whole.history.best_epoch == second.history.best_epoch
+
+
+KILLED = """
+import os, random, signal, sys, time
+import numpy as np
+sys.path.insert(0, sys.argv[2])
+from test_training import X, Y, trainer, weights
+
+path, start, moment = sys.argv[1], sys.argv[1] + ".start", random.Random(0)
+options = {"epochs": 60, "batch_size": 16, "seed": 3}
+run = trainer()
+run.save(start)
+run.fit((X, Y), **options)
+steps, final, reached = run.step, weights(run), []
+for kill in range(200):
+    child = os.fork()
+    if not child:
+        run.resume(path if os.path.exists(path) else start)
+        run.fit((X, Y), checkpoint=path, checkpoint_every=1, **options)
+        os._exit(0)
+    time.sleep(moment.uniform(0.0, 0.05))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    if os.path.exists(path):
+        run.resume(path)
+        reached.append(run.step)
+run.fit((X, Y), **options)
+same = all(np.array_equal(a, b) for a, b in zip(weights(run).values(), final.values()))
+rising = reached == sorted(reached) and len(set(reached)) > 10
+print(rising, run.step == steps, same)
+"""
+
+
+def test_two_hundred_kills(tmp_path):
+    """Whenever a run that saves after each step is killed, it goes on as if nothing had been."""
+    path = tmp_path / "run.ckpt"
+    program = [sys.executable, "-c", KILLED, str(path), os.path.dirname(__file__)]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["True", "True", "True"], done.stdout
+
+
+@pytest.mark.parametrize(
+    ("other", "match"),
+    [
+        (
+            lambda: nn.Linear(8, 3),
+            "a checkpoint of Linear, got one of Sequential, which differs in",
+        ),
+        (
+            lambda: nn.Sequential(nn.Linear(8, 17), nn.ReLU(), nn.Dropout(0.1), nn.Linear(17, 3)),
+            "differs in 0.bias",
+        ),
+    ],
+)
+def test_a_checkpoint_of_another_model(tmp_path, other, match):
+    run = trainer()
+    run.fit((X, Y), epochs=1)
+    run.save(tmp_path / "run.ckpt")
+    wrong = dlc.Trainer(other(), nn.CrossEntropyLoss(), optim.AdamW(lr=0.1))
+    before = weights(wrong)
+    with pytest.raises(CheckpointError, match=match):
+        wrong.resume(tmp_path / "run.ckpt")
+    assert all(np.array_equal(a, before[n]) for n, a in weights(wrong).items())
+
+
+def test_checkpoints_of_other_runs(tmp_path):
+    path = tmp_path / "run.ckpt"
+    run = trainer()
+    run.fit((X, Y), epochs=1, batch_size=16)
+    run.save(path)
+    other = dlc.Trainer(model(), nn.CrossEntropyLoss(), optim.SGD(lr=0.1))
+    with pytest.raises(CheckpointError, match="a run with SGD, got AdamW"):
+        other.resume(path)
+    same = trainer()
+    same.resume(path)
+    with pytest.raises(CheckpointError, match=r"other data or options.*batch_size=8"):
+        same.fit((X, Y), epochs=2, batch_size=8)
+
+
+def test_files_that_are_no_checkpoint(tmp_path):
+    run = trainer()
+    path = tmp_path / "run.ckpt"
+    run.save(path)
+    content = path.read_bytes()
+    for length in (0, 5, 100, len(content) // 2, len(content) - 1):
+        path.write_bytes(content[:length])
+        with pytest.raises(CheckpointError, match="is no complete checkpoint"):
+            run.resume(path)
+    dlc.save_weights(run.model, path)
+    with pytest.raises(CheckpointError, match="expects a checkpoint, got a file of weights"):
+        run.resume(path)
+    with pytest.raises(CheckpointError, match="a folder"):
+        run.resume(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        run.resume(tmp_path / "none.ckpt")
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
+    run = trainer()
+    path = tmp_path / "run.ckpt"
+    run.fit((X, Y), epochs=1)
+    run.save(path)
+    before = path.read_bytes()
+
+    def full(handle):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    with pytest.raises(ExecutionError, match=r"No space left.*what was there before is unchanged"):
+        run.save(path)
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["run.ckpt"]
+
+
+def test_notes_are_json(tmp_path):
+    run = trainer()
+    run.fit((X, Y), epochs=1)
+    run.save(tmp_path / "run.ckpt")
+    arrays, notes = checkpoint.read(tmp_path / "run.ckpt")
+    assert json.dumps(notes)
+    assert notes["epoch"] == 1
+    assert arrays["optimizer.0.step"] == run.step
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"epochs": 0}, "at least 1"),
+        ({"patience": 0}, "at least 1"),
+        ({"checkpoint_every": 5}, "a path for checkpoint"),
+    ],
+)
+def test_options_of_fit(options, match):
+    with pytest.raises(ArgumentError, match=match):
+        trainer().fit((X, Y), **options)
+
+
+def test_names_of_metrics():
+    with pytest.raises(ArgumentError, match="names among accuracy, top5"):
+        dlc.Trainer(model(), nn.CrossEntropyLoss(), optim.SGD(lr=0.1), metrics=("acuracy",))
+    with pytest.raises(ArgumentError, match="other names than 'loss'"):
+        dlc.Trainer(model(), nn.MSELoss(), optim.SGD(lr=0.1), metrics={"loss": None})
