@@ -129,6 +129,15 @@ def test_an_unknown_argument_of_an_optimiser():
         optim.SGD(lr=0.1, momentun=0.9)
 
 
+def test_a_profile_changes_nothing():
+    step = dlc.train_step(nn.Linear(8, 3), nn.CrossEntropyLoss(), optim.Adam(lr=0.1))
+    twin = dlc.train_step(nn.Linear(8, 3), nn.CrossEntropyLoss(), optim.Adam(lr=0.1))
+    twin.model.load_state_dict(step.model.state_dict())
+    losses = [step(X, Y), step(X, Y)]
+    assert step.executable(X, Y).profile(X, Y, repeats=3).kernels
+    assert [*losses, step(X, Y)] == [twin(X, Y) for _ in range(3)]
+
+
 # The loop.
 
 

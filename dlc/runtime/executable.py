@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
@@ -46,6 +47,7 @@ class Runs(Protocol):
 
     recent: Callable[[Sequence[Any]], list[Array] | None] | None
     kept: Kept | None
+    memory: Mapping[str, int]
 
     def refresh(self, parameters: Mapping[str, Array]) -> None:
         """Take new values of all parameters that calls do not change."""
@@ -123,6 +125,13 @@ class Executable:
         self._versions: tuple[int, ...] | None = None
 
     @property
+    def memory(self) -> dict[str, int]:
+        """Bytes that it holds at the largest sizes: for each concurrent ``call``, for what is
+        ``prepared`` from parameters, and for the ``state`` that calls change.
+        """
+        return dict(self._runner.memory)
+
+    @property
     def graph(self) -> Any:
         """The graph after the passes (made now, if the compiled code came from the cache)."""
         return self._graph()
@@ -194,6 +203,8 @@ class Executable:
     def profile(self, *args: Any, repeats: int | None = None, **kwargs: Any) -> Profile:
         """Time each kernel in calls on given arrays, and compare it with the machine's peak.
 
+        Where calls give parameters new values, all have their old ones again afterwards.
+
         Parameters
         ----------
         *args, **kwargs
@@ -215,9 +226,28 @@ class Executable:
             raise ArgumentError(
                 'profile expects native kernels, got target="reference"; compile with target="cpu"'
             )
-        self(*args, **kwargs)
-        arrays = self._flatten(args, kwargs)
-        return self._profiler(arrays, lambda: self(*args, **kwargs), repeats)
+        with self._unchanged():
+            self(*args, **kwargs)
+            arrays = self._flatten(args, kwargs)
+            return self._profiler(arrays, lambda: self(*args, **kwargs), repeats)
+
+    @contextlib.contextmanager
+    def _unchanged(self) -> Iterator[None]:
+        """Take back, behind a block, all new values that calls in it give."""
+        kept = self._kept
+        if kept is None:
+            yield
+            return
+        assigned = self._assigned(kept)
+        with kept.lock:
+            self._take(kept, assigned)
+            values = {name: kept.read(name) for name in kept.names}
+            try:
+                yield
+            finally:
+                for name, value in values.items():
+                    kept.write(name, value)
+                kept.version = self._clock.advance()
 
     def freeze(self) -> None:
         """Keep the present values of the parameters, whatever becomes of the model; what only they

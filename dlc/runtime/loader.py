@@ -14,6 +14,7 @@ from typing import Any
 
 from dlc.errors import CompileError, ExecutionError
 from dlc.runtime import elf
+from dlc.runtime.exclusive import exclusive, importing
 
 
 class Linked:
@@ -44,6 +45,7 @@ class Linked:
             raise CompileError(f"{name} is not an entry of the linked objects; those are {known}")
         return self._addresses[name]
 
+    @exclusive()
     def close(self) -> None:
         """Free the code; doing so twice is harmless."""
         if self._tracker is not None:
@@ -63,6 +65,7 @@ class Linked:
         self.close()
 
 
+@exclusive()
 def link(objects: Sequence[bytes], entries: Sequence[str]) -> Linked:
     """Link relocatable objects with one another and with this process.
 
@@ -78,7 +81,8 @@ def link(objects: Sequence[bytes], entries: Sequence[str]) -> Linked:
     CompileError
         If an object is damaged or not for this machine, or a symbol is missing or defined twice.
     """
-    import llvmlite.binding as llvm
+    with importing():
+        import llvmlite.binding as llvm
 
     _check(objects, entries)
     llvm.initialize_native_target()

@@ -7,6 +7,7 @@ each binding of dimensions, so that a repeated call only writes addresses.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -204,12 +205,25 @@ class Runner:
         self._repeats = (
             entry is not None and plain and all(b.role == "output" for b in self._makers)
         )
-        self._kept = max(1, min(KEPT_FRAMES, KEPT_BYTES // max(1, arena_bytes(plan))))
+        self._kept = max(1, min(KEPT_FRAMES, KEPT_BYTES // max(1, self.memory["call"])))
 
     @property
     def recent(self) -> Fast | None:
         """Repeats the last call with the parameters of now, if only arrays go in and out."""
         return None if self._state is None else self._state.recent
+
+    @property
+    def memory(self) -> dict[str, int]:
+        """Bytes at the largest sizes, without the caller's arrays: of one ``call`` (values on the
+        way, scratch of all threads), of what is ``prepared`` from parameters, and of the ``state``
+        that calls change.
+        """
+        scratch = bounds(self.plan.scratch)[1] * self.pool.threads
+        return {
+            "call": self.plan.arena + scratch,
+            "prepared": self.plan.prepared,
+            "state": self.plan.state,
+        }
 
     def bind(self, arrays: Sequence[Array]) -> dict[str, int]:
         """Check arguments against the plan's inputs and solve the named dimensions; raises before
@@ -446,8 +460,10 @@ def _patch(made: _Frame, sources: Sequence[Array], fresh: Mapping[str, Array]) -
 
 
 def _check_type(buffer: Buffer, value: Array) -> None:
-    """Refuse a parameter that is no longer of the type that kernels read."""
-    if value.dtype.name != buffer.type.dtype or value.shape != buffer.type.shape:
+    """Refuse a parameter that is no longer of the type that kernels read. They may read it in
+    another shape: a reshape of a parameter is a view of it.
+    """
+    if value.dtype.name != buffer.type.dtype or value.size != math.prod(buffer.type.shape):
         expected, got = str(buffer.type), str(TensorType(value.dtype.name, value.shape))
         advice = "The model has changed since it was compiled; compile it again."
         raise DTypeError(explain(f"the parameter {buffer.name!r}", expected, got, advice=advice))
@@ -508,8 +524,3 @@ def _readable(array: Array) -> Array:
     if array.flags.c_contiguous and array.flags.aligned and array.dtype.isnative:
         return array
     return array.astype(array.dtype.newbyteorder("="), order="C")
-
-
-def arena_bytes(plan: Plan) -> int:
-    """Bytes of memory that one concurrent call holds, without the caller's arrays."""
-    return plan.arena + bounds(plan.scratch)[1]
