@@ -9,7 +9,7 @@ CODE := $(wildcard dlc tests tools examples benchmarks)
 
 .PHONY: demo test test-system lint format bench docs clean
 
-# The main job: models compiled, drawn, timed and compared with PyTorch.
+# The main job: handwritten digits, learned, compared with PyTorch and told on a page.
 demo: $(READY)
 	$(BIN)/dlc demo $(FLAGS)
 

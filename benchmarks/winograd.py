@@ -95,7 +95,7 @@ def time_of(times: Times, case: Case, options: Options) -> float:
 
 def takes(case: Case) -> str:
     """The side that the choice of algorithms takes."""
-    from dlc.passes.select import winograd_tile
+    from dlc.passes.convolutions import winograd_tile
 
     m = winograd_tile((case.images, case.size, case.size), case.inputs, case.outputs)
     return next(side for side, tile in TILES.items() if tile == m)

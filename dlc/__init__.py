@@ -11,6 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from dlc.frontend import hook
+from dlc.runtime.exclusive import importing
 
 __version__ = "0.1.0"
 
@@ -53,10 +54,19 @@ _PUBLIC = {
     "load_weights": ("dlc.frontend.weights", "load_weights"),
 }
 
+#: Element types, which are their names: ``x.to(dlc.float64)``.
+_DTYPES = ("bool", "uint8", "int32", "int64", "float32", "float64")
+
+
+def _module(name: str) -> Any:
+    """A module of dlc, loaded whole, whatever signals and forks come meanwhile."""
+    with importing():
+        return importlib.import_module(name)
+
 
 def _call_module(*call: Any) -> Any:
     """A first call of a module with arrays loads the driver, which puts its own in this place."""
-    importlib.import_module("dlc.driver")
+    _module("dlc.driver")
     return hook.call_module(*call)
 
 
@@ -66,10 +76,12 @@ hook.call_module = _call_module
 def __getattr__(name: str) -> Any:
     if name in _PUBLIC:
         module, attribute = _PUBLIC[name]
-        loaded = importlib.import_module(module)
+        loaded = _module(module)
         value = getattr(loaded, attribute) if attribute else loaded
+    elif name in _DTYPES:
+        value = name
     else:
-        tensors = importlib.import_module("dlc.frontend.tensors")
+        tensors = _module("dlc.frontend.tensors")
         if name not in tensors.EXPORTS:
             raise AttributeError(
                 f"module 'dlc' has no attribute {name!r}; dir(dlc) lists what it has"
@@ -80,8 +92,8 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    tensors = importlib.import_module("dlc.frontend.tensors")
-    return sorted({*globals(), *_PUBLIC, *tensors.EXPORTS})
+    tensors = _module("dlc.frontend.tensors")
+    return sorted({*globals(), *_PUBLIC, *_DTYPES, *tensors.EXPORTS})
 
 
 if TYPE_CHECKING:

@@ -10,7 +10,6 @@ import contextlib
 import functools
 import itertools
 import logging
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -21,19 +20,22 @@ from dlc import config, debug
 from dlc.errors import ArgumentError, ShapeError, TargetError, explain
 from dlc.frontend import gradient, hook
 from dlc.frontend.gradient import Argnums
-from dlc.frontend.module import Module, version_of
-from dlc.frontend.parameter import advance, latest_change, latest_version
+from dlc.frontend.met import Met, Variants
+from dlc.frontend.module import Module
+from dlc.frontend.parameter import advance, latest_version
 from dlc.frontend.scope import active
 from dlc.frontend.trace import Traced, flatten_arguments, trace
 from dlc.frontend.tree import Structure
 from dlc.ir.graph import Graph
 from dlc.ir.plan import Plan
-from dlc.ir.sizes import bounds
+from dlc.ir.sizes import bounds, is_size, shape_text
+from dlc.ir.types import TensorSpec
 from dlc.progress import bar
 from dlc.report import duration, quantity
 from dlc.runtime import cache as disk
 from dlc.runtime import threads as machine
 from dlc.runtime.entry import ENTRIES as NATIVE_ENTRY
+from dlc.runtime.exclusive import importing
 from dlc.runtime.executable import Clock, Executable, Kernel
 from dlc.runtime.loader import Linked
 from dlc.runtime.pool import ENTRIES, Pool, shared
@@ -48,8 +50,6 @@ if TYPE_CHECKING:
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
 logger = logging.getLogger("dlc.driver")
-#: Compiled variants of one function that are kept, the newest.
-KEPT_VARIANTS = 64
 TARGETS, LEVELS = ("cpu", "reference"), ("O0", "O1", "O2")
 CLOCKS = ("dlc_stamp", "dlc_cpu_stamp")
 
@@ -101,11 +101,26 @@ def compile(
         raise ArgumentError(explain("dlc.compile", f"opt to be {', '.join(LEVELS)}", repr(opt)))
     if verify not in (0, 1, 2):
         raise ArgumentError(explain("dlc.compile", "verify to be 0, 1 or 2", repr(verify)))
+    _check_specs(specs)
     traced = _traced(function, specs, {})
     executable = _executable(traced, target, opt, threads, verify, progress)
     if freeze:
         executable.freeze()
     return executable
+
+
+def _check_specs(specs: tuple[Any, ...]) -> None:
+    """Refuse a shape where an argument of that shape is meant."""
+    if any(isinstance(spec, (np.ndarray, np.generic, TensorSpec)) for spec in specs):
+        return  # beside those, a tuple of integers is an argument like any other
+    for spec in specs:
+        text = isinstance(spec, str) and spec.replace("x", "").isdigit()
+        sizes = isinstance(spec, (tuple, list)) and spec and all(map(is_size, spec))
+        if text or sizes:
+            shape = tuple(spec) if sizes else tuple(map(int, filter(None, spec.split("x"))))
+            advice = f"Write dlc.TensorSpec({shape_text(shape)})."
+            expected, got = "arrays or TensorSpecs", f"{spec!r}, which is a shape"
+            raise ArgumentError(explain("dlc.compile", expected, got, advice=advice))
 
 
 def _traced(
@@ -155,18 +170,20 @@ def optimise(graph: Graph, opt: str = "O2", verify: int = 0) -> Graph:
 
 def _passes(verify: int) -> Callable[..., Graph]:
     """What runs passes over a graph, and checks each of them as ``verify`` says."""
-    from dlc import passes
-    from dlc.backends import reference
-    from dlc.ir.values import Check
+    with importing():
+        from dlc.backends import reference
+        from dlc.ir.values import Check
+        from dlc.passes import pipelines, run  # noqa: F401  (the first run needs them)
 
     check = Check(reference.run) if verify > 1 else None
-    return functools.partial(passes.run, verify=verify > 0, check=check)
+    return functools.partial(run, verify=verify > 0, check=check)
 
 
 class _Reference:
     """Runs a graph op by op in NumPy."""
 
     recent = kept = None
+    memory: Mapping[str, int] = {}
 
     def __init__(self, graph: Graph):
         self._graph = graph
@@ -195,10 +212,11 @@ def _native(
     """A runner of native code; a graph that was compiled before comes whole from the cache, without
     any pass (unless they are to be verified, or somebody wants to read what they choose).
     """
-    from dlc.backends.native.isa import host
-    from dlc.runtime.bundle import pack, unpack
-    from dlc.runtime.loader import link
-    from dlc.runtime.runner import Runner
+    with importing():
+        from dlc.backends.native.isa import host
+        from dlc.runtime.bundle import pack, unpack
+        from dlc.runtime.loader import link
+        from dlc.runtime.runner import Runner
 
     isa, start, made = host(), time.perf_counter(), []
 
@@ -240,8 +258,9 @@ def _modules(graph: Graph) -> list[list[str]]:
 
 def _lowered(optimised: Callable[[], Graph], isa: Isa, report: Report, verify: int = 0) -> Compiled:
     """The plan and the objects of a graph, by way of passes, schedules and kernels."""
-    from dlc.backends.numba_cpu.lower import Lowering
-    from dlc.passes.schedule import schedule
+    with importing():
+        from dlc.backends.numba_cpu.lower import Lowering
+        from dlc.passes.schedule import schedule
 
     report("passes", 0, 0)
     with debug.timed(logger, "passes"):
@@ -411,7 +430,10 @@ def _difference(expected: Structure, given: Structure) -> str:
             counts = [str(len(each.names)) for each in (ours, theirs)]
             wanted, got = names if position else counts
             return explain(
-                "the compiled function", f"{wanted or 'no'} arguments {what}", got or "none"
+                "the compiled function",
+                f"{wanted or 'no'} arguments {what}",
+                got or "none",
+                advice="It is called as it was compiled: the same by position, the same by name.",
             )
         for name, a, b in zip(ours.names, ours.children, theirs.children, strict=True):
             if a != b:
@@ -456,49 +478,42 @@ def _is_flat(traced: Traced) -> bool:
 
 
 class _Calls:
-    """Compiled variants of one function, by the shapes and the state of their arguments."""
+    """Calls one function compiled: for each combination of shapes, as long as what the function
+    met when it was traced is as it was.
+    """
 
-    def __init__(self, function: Callable[..., Any]):
-        self.function = function
-        self._building = threading.RLock()
-        self._compiled: dict[Any, Executable] = {}
+    def __init__(self) -> None:
+        self._variants: Variants[Executable] = Variants()
 
-    def __call__(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    def __call__(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Any:
         leaves, arguments = flatten_arguments(args, kwargs)
-        shapes = tuple((leaf.dtype.name, leaf.shape) for leaf in leaves)
-        key = (arguments, shapes, self._version())
-        executable = self._compiled.get(key) or self._build(key, args, kwargs)
+        key = (arguments, tuple((leaf.dtype, leaf.shape) for leaf in leaves))
+        executable = self._variants.find(key, function)
+        if executable is None:
+            build = functools.partial(variant, function, args, kwargs)
+            executable = self._variants.make(key, function, build)
         return executable(*args, **kwargs)
 
-    def _build(self, key: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Executable:
-        """Compile once, whoever else asks for the same meanwhile."""
-        with self._building:
-            executable = self._compiled.get(key)
-            if executable is None:
-                executable = _executable(_traced(self.function, args, kwargs))
-                while len(self._compiled) >= KEPT_VARIANTS:
-                    del self._compiled[next(iter(self._compiled))]
-                self._compiled[key] = executable
-            return executable
 
-    def _version(self) -> object:
-        """What compiled code holds for; a plain function may use any model."""
-        module = isinstance(self.function, Module)
-        return version_of(self.function) if module else latest_change()
-
-    def __deepcopy__(self, memo: object) -> None:
-        """A copy of a module compiles for itself."""
+def variant(
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], **options: Any
+) -> tuple[Executable, Met]:
+    """What `compile` gives with its options, and for how long: while what was met is as it was."""
+    traced = _traced(function, args, kwargs)
+    return _executable(traced, **options), traced.met
 
 
 def jit(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile a function of tensors on its first call for each combination of shapes and element
     types. Inside a trace it is the function itself.
     """
-    calls = _Calls(function)
+    calls = _Calls()
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        return calls(args, kwargs) if active() is None else function(*args, **kwargs)
+        return calls(function, args, kwargs) if active() is None else function(*args, **kwargs)
 
     return call
 
@@ -516,9 +531,8 @@ def value_and_grad(function: Callable[..., Any], argnums: Argnums = 0) -> Callab
 def _call_module(module: Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     calls = module.__dict__.get("_dlc_calls")
     if calls is None:
-        calls = _Calls(module)
-        object.__setattr__(module, "_dlc_calls", calls)
-    return calls(args, kwargs)
+        calls = module.__dict__["_dlc_calls"] = _Calls()
+    return calls(module, args, kwargs)
 
 
 hook.call_module = _call_module

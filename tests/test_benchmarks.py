@@ -5,7 +5,7 @@ import json
 import pytest
 
 from benchmarks import __main__ as program
-from benchmarks import compile_time, contractions, models, waiting, winograd
+from benchmarks import compile_time, contractions, gradients, models, waiting, winograd
 from benchmarks.common import Compared, Options, Result, comparison, summary
 from dlc.cli.turns import Subject, Times, timed
 
@@ -81,6 +81,14 @@ def test_each_way_of_a_convolution_is_measured(side):
     found = winograd.subject(side, [winograd.CASES.index(case)], 1).measure(0.001)
     assert 0 < found[f"{case.name} fastest"] <= found[f"{case.name} seconds"] < 1
     assert winograd.takes(case) in winograd.TILES
+
+
+@pytest.mark.parametrize("side", gradients.SIDES)
+def test_both_gradients_are_measured(side):
+    case = min(gradients.CASES, key=lambda case: case.flops)
+    found = gradients.subject(side, [gradients.CASES.index(case)], 1).measure(0.001)
+    assert set(found) == {case.name("data"), case.name("weight")}
+    assert all(0 < seconds < 1 for seconds in found.values())
 
 
 def test_a_row_of_the_waiting_table(tmp_path):

@@ -153,7 +153,7 @@ def test_an_unknown_command(line):
     code, out, err = line("sumary", "lenet5")
     assert (code, out) == (2, "")
     assert err == "dlc: there is no command 'sumary'; did you mean summary?\n"
-    assert "demo, summary" in line("zzz")[2]
+    assert "demo, train" in line("zzz")[2]
 
 
 @pytest.mark.parametrize(
@@ -480,25 +480,27 @@ def test_bench_beside_pytorch(line, model, tmp_path):
     assert told["peak"] > 1e9
 
 
-def test_demo(line, tmp_path):
-    quick = ("--rounds", "1", "--seconds", "0.01", "--folder", tmp_path / "made")
-    code, out, _ = line("demo", "--models", "mlp", *quick)
+QUICK = ("--rounds", "1", "--seconds", "0.01")
+
+
+def test_demo_of_the_zoo(line, tmp_path):
+    code, out, _ = line("demo", "mlp", *QUICK, "--folder", tmp_path / "made")
     assert code == 0
     assert (tmp_path / "made" / "mlp.svg").exists()
     assert out.count("within the tolerances") == 2
     assert "PyTorch's best" in out
 
 
-def test_demo_without_pytorch(line, tmp_path, monkeypatch):
+def test_demo_of_the_zoo_without_pytorch(line, tmp_path, monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr("importlib.util.find_spec", lambda n: None if n == "torch" else find(n))
-    quick = ("--rounds", "1", "--seconds", "0.01", "--folder", tmp_path, "--models", "mlp")
-    code, out, _ = line("demo", *quick, "--json")
+    command = ("demo", "mlp", *QUICK, "--folder", tmp_path)
+    code, out, _ = line(*command, "--json")
     (found,) = json.loads(out)
     assert code == 0
     assert list(found["differences"]) == ["float64"]
     assert [side["side"] for side in found["times"]["sides"]] == ["dlc"]
-    assert "PyTorch is not installed" in line("demo", *quick)[1]
+    assert "PyTorch is not installed" in line(*command)[1]
     code, _, err = line("bench", "mlp", "--torch")
     assert (code, err) == (1, "dlc: --torch needs PyTorch: pip install 'dlc[torch]'\n")
 

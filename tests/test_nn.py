@@ -278,7 +278,11 @@ KERNEL = np.ones((4, 3, 3, 3), "float32")
             lambda x: F.conv2d(x, KERNEL, stride=2, padding="same"),
             "padding='same' expects a stride of 1, got 2",
         ),
-        (lambda x: F.pad(x, (1, 1), "reflect"), "pad expects mode='constant', got 'reflect'"),
+        (lambda x: F.pad(x, (1, 1), "mirror"), "mode to be constant, reflect, .*, got 'mirror'"),
+        (lambda x: F.pad(x, (8, 1), "reflect"), "numbers from 0 that mode='reflect' finds"),
+        (lambda x: F.pad(x, (-1, 1), "circular"), "finds in an axis of 8, got -1 and 1"),
+        (lambda x: F.max_pool2d(x, 2, return_indices=True), "return_indices=False, got True"),
+        (lambda x: F.avg_pool2d(x, 2, ceil_mode=True, divisor_override=3), "ceil_mode=False"),
         (lambda x: F.pad(x, (1,)), "two numbers an axis for at most 4 axes"),
         (lambda x: F.one_hot(x, -1), "num_classes of 1 or more, got -1"),
         (lambda x: F.gelu(x, "erf"), "'none' or 'tanh'"),
@@ -298,7 +302,6 @@ KERNEL = np.ones((4, 3, 3, 3), "float32")
             lambda x: F.prelu(x, np.ones(4, "float32")),
             r"one a channel of \(1, 3, 8, 8\), got \(4,\)",
         ),
-        (lambda x: tensors.randn(3), "random number has no value"),
     ],
 )
 def test_a_function_refuses_bad_arguments(function, message):

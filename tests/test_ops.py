@@ -392,6 +392,8 @@ def combined(reduction, row, dtype):
     if kind.kind in "iu":
         limits = np.iinfo(kind)
         init = min(max(init, limits.min), limits.max)
+    if reduction.centred and len(row):
+        row = np.square(row - row.mean())
     total = kind.type(init)
     for value in row.astype(kind):
         total = kind.type(evaluate_text(reduction.combine.format(a="a", b="b"), a=total, b=value))

@@ -89,8 +89,9 @@ def test_a_wrong_rule_is_named_when_a_function_is_compiled(planted):
 
 
 def test_a_wrong_choice_of_an_algorithm_is_found(monkeypatch):
-    choose = select._CHOICES["matmul"]
-    monkeypatch.setitem(select._CHOICES, "matmul", lambda n, a, b: choose(n, a * 1.001, b))
+    choose = select._Products.matmul
+    wrong = lambda self, n, a, b: choose(self, n, a * 1.001, b)  # noqa: E731
+    monkeypatch.setattr(select._Products, "matmul", wrong)
     x = np.ones((3, 3), "float32")
     with pytest.raises(RuleError, match="the pass select-algorithms changes values"):
         dlc.compile(lambda x: x @ x - 5, x, verify=2)

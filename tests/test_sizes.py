@@ -180,7 +180,8 @@ def test_what_is_decided_is_true_everywhere(a, b):
 
 
 def test_what_cannot_be_decided_names_both_sides():
-    with pytest.raises(ShapeError, match="the sizes n and m are equal"):
+    ranges = r"the sizes n \(n from 0 to 5\) and m \(m from 1 to 4\) are equal"
+    with pytest.raises(ShapeError, match=ranges):
         equal(as_size(N), as_size(M))
     with pytest.raises(ShapeError, match="whether n < 3"):
         less(as_size(N), 3)

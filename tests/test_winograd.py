@@ -24,7 +24,7 @@ from dlc.ir.types import tensor
 from dlc.ir.values import Check
 from dlc.ops import winograd as math
 from dlc.passes.layout import AssignLayouts, layouts
-from dlc.passes.select import SelectAlgorithms, winograd_weights
+from dlc.passes.select import SelectAlgorithms
 from dlc.runtime import elf
 
 BIAS = Epilogue("relu(acc + bias)", (Operand("bias", "column"),))
@@ -305,10 +305,12 @@ def test_other_convolutions_are_direct(attrs):
     assert chosen((1, 64, 56, 56), 64, **attrs)[1] == 0
 
 
-def test_weights_that_are_made_in_the_call_are_not_transformed():
-    types = (tensor("float32", (1, 64, 56, 56)), tensor("float32", (64, 64, 3, 3)))
+@pytest.mark.parametrize(("size", "m"), [(56, 4), (6, 0)])
+def test_the_transform_of_weights_that_are_given_in_a_call_counts(size, m):
+    types = (tensor("float32", (1, 64, size, size)), tensor("float32", (64, 64, 3, 3)))
     graph = SelectAlgorithms()(graph_of(types, lambda x, w: op.conv2d(x, w, **PLAIN)))
-    assert graph.outputs[0].op.name == "conv2d_direct"
+    assert graph.outputs[0].attrs.get("m", 0) == m
+    assert chosen((1, 64, size, size), 64)[1] > 0
 
 
 def test_the_rewrite_keeps_values():
@@ -416,6 +418,7 @@ def test_errors_of_layers(rng, depth, size):
 def layer(x, w, m):
     """A convolution in tiles of m, or direct."""
     if m:
-        return op.conv2d_winograd(x, winograd_weights(w, m), channels=32, padding=ONE, m=m)
+        u = op.pack_winograd(w, m=m, turned=False)
+        return op.conv2d_winograd(x, u, channels=32, padding=ONE, m=m)
     packed = op.pack_conv(w, groups=1, planes=False)
     return op.conv2d_direct(x, packed, channels=32, planes=False, **PLAIN)

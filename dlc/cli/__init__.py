@@ -2,7 +2,9 @@
 
 In the order in which a new user meets them:
 
-demo      models compiled, drawn, timed and compared with PyTorch
+demo      handwritten digits, learned, compared with PyTorch and told on a page
+train     a model learns a data set
+evaluate  a trained model on data: its figures, and what it mistakes for what
 summary   what each module of a model takes, gives, holds and costs
 run       a model on arrays or random numbers
 bench     a model's time, its share of the machine's peak, and PyTorch's time beside it
@@ -12,6 +14,7 @@ doctor    a report of machine, versions and options
 cache     the compiled kernels on disk
 
 naming    what MODEL and INPUT stand for
+datasets  what DATA stands for
 turns     timing, each side in its own process
 sides     what runs in these processes
 page      prints docs/cli.md
@@ -37,7 +40,9 @@ from dlc.errors import Error, OptionError
 
 __all__ = ["COMMANDS", "command", "main", "overview", "parser"]
 
-COMMANDS = ("demo", "summary", "run", "bench", "diff", "opt", "doctor", "cache")
+COMMANDS = (
+    *("demo", "train", "evaluate", "summary", "run", "bench", "diff", "opt", "doctor", "cache"),
+)
 USAGE = 2  # exit code where the command line itself is wrong
 
 
@@ -134,6 +139,7 @@ commands:
 `dlc COMMAND --help` explains a command, with examples. To begin with:
 
   dlc demo                           what dlc does, on this machine
+  dlc train lenet5 --data digits     a model that learns to read digits
   dlc summary resnet18               a model of the zoo, module by module
   dlc bench lenet5 --torch           its time beside PyTorch's
   dlc run model.py:Net 1x3x32x32     a model of yours, compiled and run

@@ -127,8 +127,12 @@ def comparison(found: Mapping[str, Any], title: str) -> Any:
     ]
     peak = quantity(found["peak"], "FLOP/s")
     title = f"{title}: {quantity(found['flops'], 'FLOP')} a call, peak {peak}"
-    busy = os.getloadavg()[0]
-    if busy > 1.5:
-        title += f"\nThe machine was busy (load {busy:.1f}): do not quote these."
+    title = "\n".join(filter(None, (title, busy())))
     columns = ("side", "median", "turns", "rate", "of peak", "× the first")
     return table(columns, rows, title=title)
+
+
+def busy() -> str:
+    """A warning, if the machine has other work; empty if not."""
+    load = os.getloadavg()[0]
+    return f"The machine was busy (load {load:.1f}): do not quote these." if load > 1.5 else ""

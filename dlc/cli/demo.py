@@ -1,175 +1,166 @@
-"""`dlc demo`: models compiled, drawn, timed and compared with PyTorch."""
+"""`dlc demo`: handwritten digits, learned, compared with PyTorch and told on a page."""
 
 from __future__ import annotations
 
 import importlib.util
 import time
 from argparse import ArgumentParser, Namespace
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dlc.cli import bench, naming, output
-from dlc.cli.run import difference, in_float64
-from dlc.cli.turns import take_turns
-from dlc.report import duration, percent, quantity, table
+from dlc.cli import bench, datasets, output
+from dlc.report import duration, quantity, table
 
 if TYPE_CHECKING:
-    from dlc.frontend.module import Module
+    from dlc.cli.showcase.contest import Contest
+    from dlc.cli.showcase.page import Story
 
-HELP = "models compiled, drawn, timed and compared with PyTorch"
+HELP = "handwritten digits, learned, compared with PyTorch and told on a page"
 ABOUT = """\
-Each model is compiled for one image, with the weights of the same model in PyTorch where that is
-installed, and with random ones otherwise. The exit code is 1 if an output is beyond the tolerances
-of torch.testing.assert_close.
+LeNet-5 and a multilayer perceptron learn to read 1797 real handwritten digits, beside k-NN and an
+SVM on the same splits. The same training runs in PyTorch where that is installed, from the same
+weights on the same batches; steps and calls are timed beside PyTorch's. The trained network becomes
+a C library, and a C program reads digits with it. The page build/demo/index.html tells all of it.
+The exit code is 1 if a layer differs from PyTorch by more than rounding, or the C program from
+Python.
+
+With names of the zoo, each model is compiled for one image, drawn, timed and compared with PyTorch;
+the exit code is 1 if an output is beyond the tolerances of torch.testing.assert_close.
 
 examples:
   dlc demo
-  dlc demo --models lenet5,mlp --rounds 9
-  dlc demo --folder drawings"""
-
-
-@dataclass(frozen=True)
-class Result:
-    """What the demo found out about one model."""
-
-    model: str
-    kernels: int
-    nodes: tuple[int, int]
-    compile_seconds: float
-    drawing: str
-    differences: dict[str, dict[str, Any]]
-    times: dict[str, Any]
-
-    @property
-    def right(self) -> bool:
-        """Whether every difference is within the tolerances."""
-        return all(each["within"] for each in self.differences.values())
+  dlc demo --seeds 1 --epochs 5 --folder digits
+  dlc demo resnet18 vgg16 --rounds 9"""
 
 
 def configure(parser: ArgumentParser) -> None:
     """Add the arguments."""
-    parser.add_argument(
-        "--models", default="lenet5,resnet18", help="names of the zoo (lenet5,resnet18)"
-    )
-    parser.add_argument("--folder", default="build/demo", help="for drawings (build/demo)")
-    parser.add_argument("--threads", type=int, metavar="N", help="threads of every side")
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each side (5)")
-    parser.add_argument("--seconds", type=float, default=0.3, help="length of a turn (0.3)")
+    add = parser.add_argument
+    add("models", metavar="MODEL", nargs="*", help="names of the zoo; without any, the digits")
+    add("--folder", default="build/demo", help="for what is written (build/demo)")
+    add("--seeds", type=datasets.positive, default=5, metavar="N", help="splits of the digits (5)")
+    add("--epochs", type=datasets.positive, default=24, metavar="N", help="of training (24)")
+    add("--threads", type=int, metavar="N", help="threads of every side")
+    add("--rounds", type=int, default=3, help="turns of each side in timings (3)")
+    add("--seconds", type=float, default=0.3, help="length of a turn (0.3)")
     output.add_json(parser)
 
 
 def run(arguments: Namespace) -> int:
     """Show what dlc does."""
-    from dlc.runtime.threads import count
+    if arguments.models:
+        from dlc.cli.showcase import zoo
 
-    threads = count(arguments.threads)
-    torch = importlib.util.find_spec("torch") is not None
+        return zoo.show(arguments)
+    from dlc.cli.showcase import page
+
+    start = time.perf_counter()
     folder = Path(arguments.folder)
     folder.mkdir(parents=True, exist_ok=True)
-    results = []
-    for name in arguments.models.split(","):
-        results.append(_show(name, threads, torch, folder, arguments))
-        if not arguments.json:
-            _tell(results[-1])
+    found = _story(arguments, folder)
+    with output.whole(folder / "index.html") as aside:
+        aside.write_text(page.page(found), encoding="utf-8")
     if arguments.json:
-        output.show_json([asdict(each) for each in results])
+        output.show_json(_facts(found, folder))
     else:
-        output.show("", _table(results, threads))
-        if not torch:
-            output.show("PyTorch is not installed: pip install 'dlc[torch]' puts it beside.")
-    return 0 if all(each.right for each in results) else 1
+        output.show(f"\n{folder / 'index.html'} tells it all, after {_since(start)}")
+    agrees = (found.diff is None or found.diff.ok) and (found.answer is None or found.answer.same)
+    return 0 if agrees else 1
 
 
-def _show(name: str, threads: int, torch: bool, folder: Path, arguments: Namespace) -> Result:
-    """Compile a model, draw it, compare what it computes, and time it."""
-    from dlc.driver import compile, trace_graph
-
-    given = _arguments(name, torch)
-    twin = naming.make(bench.torch_twin(name)) if torch else None
-    model: Module = naming.model(given)
-    if twin is not None:
-        model.load_state_dict(twin.state_dict())
-    specs = naming.inputs(given)
-    arrays = naming.arrays(specs, {})
-    start = time.perf_counter()
-    exe = compile(model, *specs, threads=threads)
-    seconds = time.perf_counter() - start
-    y = exe(*arrays)
-    drawing = folder / f"{name}.svg"
-    exe.graph.draw(drawing)
-    differences = {"float64": difference(y, in_float64(model, arrays))}
-    if twin is not None:
-        differences["PyTorch"] = difference(y, _torch_output(twin, arrays))
-    nodes = (len(trace_graph(model, *specs).nodes), len(exe.graph.nodes))
-    times = _times(given, threads, arguments)
-    return Result(name, len(exe.kernels), nodes, seconds, str(drawing), differences, times)
+def _since(start: float) -> str:
+    return duration(time.perf_counter() - start)
 
 
-def _arguments(name: str, torch: bool) -> Namespace:
-    """The command line that `dlc bench` would get."""
-    return Namespace(
-        model=name,
-        inputs=[],
-        dim=[],
-        at=[],
-        weights=None,
-        train=False,
-        opt="O2",
-        torch="" if torch else None,
-    )
+def _story(arguments: Namespace, folder: Path) -> Story:
+    """All that the demo finds out, told as it comes."""
+    from dlc.cli.showcase import beside, contest, in_c
+    from dlc.cli.showcase.page import Story
+    from dlc.frontend import data
+    from dlc.progress import bar
+    from dlc.runtime.threads import count
+
+    def say(*parts: Any) -> None:
+        if not arguments.json:
+            output.show(*parts)
+
+    busy = bench.busy()  # before this program keeps the machine busy itself
+    threads, torch = count(arguments.threads), importlib.util.find_spec("torch") is not None
+    say(f"{len(data.digits())} handwritten digits, learned {arguments.seeds} times on 80 % of them")
+    with bar("learning to read digits") as tell:
+        held = contest.contest(arguments.seeds, arguments.epochs, threads, tell)
+    say(_accuracies(held))
+    found = Story(held, threads, busy=busy)
+    star, test = held.star, held.tests[0]
+    if torch:
+        train, _ = data.digits(28).split(contest.TRAINING_SHARE, stratify=True, seed=0)
+        with bar("the same in PyTorch") as tell:
+            found.twins = beside.retrain(star, train, arguments.epochs, tell)
+        say(f"LeNet-5 and PyTorch: {found.twins.summary()}")
+        found.diff = _diff(star.model, test[:16][0], threads)
+        say(f"layer by layer, gradients too: {found.diff.summary()}")
+    with bar("timing") as tell:
+        options = {"rounds": arguments.rounds, "seconds": arguments.seconds, "tell": tell}
+        found.times = beside.times(torch, threads, **options)
+    say(_times(found.times, threads), *filter(None, [found.busy]))
+    found.look_inside()
+    images, labels = test[:10]
+    if in_c.compiler():
+        found.answer = in_c.classify(star.model, images, folder / "c")
+        size = quantity(found.answer.library_bytes, "B")
+        say(f"{folder}/c/classify, a C program with lenet.so ({size}),")
+        say(f"  {in_c.shown(found.answer, labels.tolist())}")
+    else:
+        say("There is no C compiler here (cc), so no C program reads digits: apt install gcc")
+    if not torch:
+        say("PyTorch is not installed: pip install 'dlc[torch]' puts it beside.")
+    return found
 
 
-def _torch_output(twin: Any, arrays: Sequence[Any]) -> Any:
+def _diff(model: Any, images: Any, threads: int) -> Any:
+    """The trained network and its PyTorch twin with the same weights."""
     import torch
 
-    with torch.inference_mode():
-        return twin(*map(torch.from_numpy, arrays)).numpy()
+    from dlc.frontend.models import in_torch
+    from dlc.testing.diff import diff
+
+    twin = in_torch.lenet5().eval()
+    state = {name: torch.from_numpy(array) for name, array in model.state_dict().items()}
+    twin.load_state_dict(state)
+    return diff(model, twin, images, gradients=True, threads=threads)
 
 
-def _times(given: Namespace, threads: int, arguments: Namespace) -> dict[str, Any]:
-    from dlc.progress import bar
-
-    with bar(f"timing {given.model}") as tell:
-        sides = bench.sides(given, threads)
-        times = take_turns(sides, rounds=arguments.rounds, seconds=arguments.seconds, tell=tell)
-    return bench.compare(times)
-
-
-def _tell(result: Result) -> None:
-    """A few lines about one model."""
-    before, after = result.nodes
-    output.show(
-        f"{result.model}: {before} nodes traced, {after} after the passes, {result.kernels} "
-        f"kernels, compiled in {duration(result.compile_seconds)}",
-        f"  drawing: {result.drawing}",
-        *(
-            f"  largest difference from {other}: {each['largest']:.2g}, where values reach "
-            f"{each['scale']:.2g}: {'within' if each['within'] else 'BEYOND'} the tolerances"
-            for other, each in result.differences.items()
-        ),
-    )
+def _accuracies(held: Contest) -> Any:
+    rows = [
+        [name, *(f"{100 * value:.1f}" for value in values), f"{100 * held.mean(name):.2f}"]
+        for name, values in held.accuracies.items()
+    ]
+    splits = [f"split {n + 1}" for n in range(len(held.tests))]
+    count = len(held.tests[0])
+    title = f"Test accuracy in %, on {count} digits that none of them has seen"
+    return table(("", *splits, "mean"), rows, title=title)
 
 
-def _table(results: Sequence[Result], threads: int) -> Any:
-    """Times of all models, one a row."""
+def _times(times: dict[str, dict[str, float]], threads: int) -> Any:
+    from dlc.cli.showcase.beside import TIMED
+
     rows = []
-    for result in results:
-        sides: dict[str, Mapping[str, Any]] = {s["side"]: s for s in result.times["sides"]}
-        ours, others = sides.pop("dlc"), list(sides.values())
-        seconds = [duration(each["seconds"]) for each in others]
-        best = min((each["ratio"] for each in others), default=None)
-        rows.append(
-            [
-                result.model,
-                duration(ours["seconds"]),
-                percent(ours["share"]),
-                *seconds,
-                *([f"{best:.2f} ×"] if best else []),
-            ]
-        )
-    theirs = [s["side"] for s in results[0].times["sides"][1:]]
-    columns = ["one image", "dlc", "of peak", *theirs, *(["PyTorch's best"] if theirs else [])]
-    peak = quantity(results[0].times["peak"], "FLOP/s")
-    return table(columns, rows, title=f"{threads} threads, measured peak {peak}")
+    for name, label in TIMED.items():
+        seconds = [each[name] for each in times.values()]
+        ratios = [f"{each / seconds[0]:.1f} ×" for each in seconds[1:]]
+        rows.append([label, *map(duration, seconds), *ratios])
+    title = f"LeNet-5 on {threads} thread{'s' * (threads > 1)}"
+    return table((title, *times, *(["PyTorch / dlc"] if len(times) > 1 else [])), rows)
+
+
+def _facts(found: Story, folder: Path) -> dict[str, Any]:
+    """The story as JSON values."""
+    apart = found.twins.apart() if found.twins else ((), ())
+    return {
+        "accuracy": found.contest.accuracies,
+        "apart": {"dlc": max(apart[0]), "PyTorch": max(apart[1])} if found.twins else None,
+        "diff": found.diff.ok if found.diff else None,
+        "times": found.times,
+        "c": found.answer.same if found.answer else None,
+        "page": str(folder / "index.html"),
+    }

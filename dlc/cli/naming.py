@@ -30,10 +30,12 @@ if TYPE_CHECKING:
 #: The sides of an image, with its channels, that models of the zoo take; others take the last.
 IMAGES = {"lenet5": (1, 28, 28), "mlp": (1, 28, 28), "": (3, 224, 224)}
 
-#: What every command with a model says about its arguments.
-ABOUT = """\
+#: What every command with a model says about it, and about its inputs.
+ABOUT_MODEL = """\
 MODEL is `file.py:Name`, `package.module:Name`, or a name of the zoo such as `resnet18`. Name is a
-Module, an instance of one, or a function without arguments that returns one. INPUT is a shape such
+Module, an instance of one, or a function without arguments that returns one."""
+ABOUT = f"""\
+{ABOUT_MODEL} INPUT is a shape such
 as `1x3x224x224`, with an element type if it is not float32 (`1x128:int64`), or a file `x.npy`. A
 size may have a name, and a range: `batchx1x28x28 --dim batch=1..64`. Models of the zoo know their
 input."""
@@ -41,7 +43,7 @@ input."""
 
 def add_arguments(parser: ArgumentParser, sizes: bool = True) -> None:
     """Add MODEL, INPUT and what goes with them; `sizes` where actual sizes are needed, too."""
-    parser.add_argument("model", metavar="MODEL", help="a model, see below")
+    add_model(parser)
     parser.add_argument("inputs", metavar="INPUT", nargs="*", help="an input, see below")
     parser.add_argument(
         "--dim",
@@ -60,8 +62,13 @@ def add_arguments(parser: ArgumentParser, sizes: bool = True) -> None:
             type=size,
             help="a size to run at, by default the lowest",
         )
-    parser.add_argument("--weights", metavar="FILE", help="a safetensors file to load")
     parser.add_argument("--train", action="store_true", help="in training mode")
+
+
+def add_model(parser: ArgumentParser) -> None:
+    """Add MODEL and its weights."""
+    parser.add_argument("model", metavar="MODEL", help="a model, see below")
+    parser.add_argument("--weights", metavar="FILE", help="a safetensors file to load")
 
 
 def dim(text: str) -> tuple[str, int, int]:

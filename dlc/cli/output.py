@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from argparse import ArgumentParser
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+from dlc.errors import ArgumentError, explain
 from dlc.report import text
 
 #: Columns where there is no terminal to ask.
@@ -33,3 +38,23 @@ def show(*parts: Any) -> None:
 def show_json(value: Any) -> None:
     """Print a value as JSON."""
     print(json.dumps(value, indent=1))
+
+
+def check_ending(option: str, path: str | None, endings: Sequence[str]) -> None:
+    """Complain about a file whose name does not say its format."""
+    if path is not None and not path.endswith(tuple(endings)):
+        raise ArgumentError(
+            explain(option, f"a name that ends in {' or '.join(endings)}", repr(path))
+        )
+
+
+@contextmanager
+def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A name to write a file under, which then takes its own: whole or not at all."""
+    final = Path(path)
+    aside = final.with_name(f".{os.getpid()}.{final.name}")
+    try:
+        yield aside
+        os.replace(aside, final)
+    finally:
+        aside.unlink(missing_ok=True)

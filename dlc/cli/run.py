@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from dlc.cli import naming, output
-from dlc.errors import ArgumentError, explain
+from dlc.errors import ArgumentError
 from dlc.report import table
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def run(arguments: Namespace) -> int:
     from dlc.driver import compile
     from dlc.runtime.threads import count
 
-    _check_output(arguments.output)
+    output.check_ending("--output", arguments.output, (".npy", ".npz"))
     threads = count(arguments.threads)
     specs = naming.inputs(arguments)
     model = naming.model(arguments)
@@ -158,11 +158,6 @@ def _verdicts(errors: Mapping[str, Mapping[str, Any]]) -> list[str]:
         f"{each['scale']:.3g}): {'within' if each['within'] else 'BEYOND'} the tolerances"
         for name, each in errors.items()
     ]
-
-
-def _check_output(path: str | None) -> None:
-    if path is not None and not path.endswith((".npy", ".npz")):
-        raise ArgumentError(explain("--output", "a name that ends in .npy or .npz", repr(path)))
 
 
 def _save(path: str, outputs: Mapping[str, Array]) -> None:

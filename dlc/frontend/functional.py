@@ -7,6 +7,7 @@ its new value when the call is done.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,7 +28,7 @@ from dlc.frontend.random import draw
 from dlc.frontend.scope import active, here
 from dlc.frontend.tensors import arange, as_tensor, cast, flatten, full, sigmoid, tanh
 from dlc.ir.node import Node, apply
-from dlc.ir.sizes import product, shape_text
+from dlc.ir.sizes import bounds, product, shape_text
 
 __all__ = [
     "adaptive_avg_pool2d",
@@ -247,11 +248,13 @@ def max_pool2d(
     padding: Pair = 0,
     dilation: Pair = 1,
     ceil_mode: bool = False,
+    return_indices: bool = False,
 ) -> Node:
     """The greatest element of each window of (N, C, H, W) or (C, H, W); NaN wins.
 
-    The stride is the kernel's size where none is given.
+    The stride is the kernel's size where none is given; positions are not given.
     """
+    no_indices(return_indices)
     return _on_images(
         "max_pool2d",
         input,
@@ -270,21 +273,30 @@ def avg_pool2d(
     padding: Pair = 0,
     ceil_mode: bool = False,
     count_include_pad: bool = True,
+    divisor_override: int | None = None,
 ) -> Node:
     """The mean of each window of (N, C, H, W) or (C, H, W).
 
     The stride is the kernel's size where none is given; padding counts as zeros unless
-    ``count_include_pad`` is off.
+    ``count_include_pad`` is off. With ``divisor_override`` it is the sum over that.
     """
-    return _on_images(
-        "avg_pool2d",
-        input,
-        kernel=kernel_size,
-        stride=stride,
-        padding=padding,
-        ceil_mode=ceil_mode,
-        count_include_pad=count_include_pad,
-    )
+    window = {"kernel": kernel_size, "stride": stride, "padding": padding}
+    means = {"ceil_mode": ceil_mode, "count_include_pad": count_include_pad}
+    if divisor_override is None:
+        return _on_images("avg_pool2d", input, **window, **means)
+    if ceil_mode:  # a window that reaches out has another number of elements
+        advice = "Pad the image first."
+        message = explain("avg_pool2d with a divisor", "ceil_mode=False", "True", advice=advice)
+        raise ArgumentError(message)
+    sizes = kernel_size if isinstance(kernel_size, Sequence) else (kernel_size, kernel_size)
+    mean = _on_images("avg_pool2d", input, **window)
+    return mean * (math.prod(sizes) / divisor_override)
+
+
+def no_indices(return_indices: bool) -> None:
+    """Refuse to give positions with the elements, which no op does."""
+    if return_indices:
+        raise ArgumentError(explain("max_pool2d", "return_indices=False", "True", where=here()))
 
 
 def adaptive_avg_pool2d(input: object, output_size: int | Sequence[int | None]) -> Node:
@@ -423,17 +435,23 @@ def pad(input: object, pad: Sequence[int], mode: str = "constant", value: float 
     pad : sequence of int
         Before and after for the last axis, then for the one before it, and so on.
     mode : str
-        "constant".
+        "constant" puts ``value`` there, "reflect" what lies behind the edge, "replicate" the edge,
+        "circular" what lies at the other end.
     value : float
     """
     x = as_tensor(input)
-    if mode != "constant":
-        raise ArgumentError(explain("pad", "mode='constant'", repr(mode), where=here()))
+    if mode not in ("constant", *_EDGES):
+        expected = f"mode to be constant, {', '.join(_EDGES)}"
+        raise ArgumentError(explain("pad", expected, repr(mode), where=here()))
     if len(pad) % 2 or len(pad) > 2 * x.ndim:
         expected = f"two numbers an axis for at most {x.ndim} axes"
         raise ArgumentError(explain("pad", expected, repr(tuple(pad)), where=here()))
     axes = [(0, 0)] * (x.ndim - len(pad) // 2)
     axes += [(pad[i], pad[i + 1]) for i in range(len(pad) - 2, -1, -2)]
+    if mode != "constant":
+        for axis, (before, after) in enumerate(axes):
+            x = _with_edges(x, axis, before, after, mode) if (before, after) != (0, 0) else x
+        return x
     crop = [
         slice(max(-low, 0), size - max(-high, 0))
         for (low, high), size in zip(axes, x.shape, strict=True)
@@ -442,6 +460,29 @@ def pad(input: object, pad: Sequence[int], mode: str = "constant", value: float 
         x = x[tuple(crop)]
     low, high = ([max(number, 0) for number in side] for side in zip(*axes, strict=True))
     return apply("pad", x, low=low, high=high, value=float(value or 0.0))
+
+
+def _with_edges(x: Node, axis: int, before: int, after: int, mode: str) -> Node:
+    """``x`` with elements of its own before and after along an axis."""
+    size = x.shape[axis]
+    least, most = bounds(size)[0], max(before, after)
+    if min(before, after) < 0 or least < (_EDGES[mode](most) if most else 0):
+        expected = f"numbers from 0 that mode={mode!r} finds in an axis of {size}"
+        raise ArgumentError(explain("pad", expected, f"{before} and {after}", where=here()))
+    if mode == "reflect":
+        first, last = x.narrow(axis, 1, before), x.narrow(axis, size - 1 - after, after)
+        first, last = first.flip(axis), last.flip(axis)
+    elif mode == "circular":
+        first, last = x.narrow(axis, size - before, before), x.narrow(axis, 0, after)
+    else:
+        edges = x.narrow(axis, 0, 1), x.narrow(axis, size - 1, 1)
+        shapes = [(*x.shape[:axis], n, *x.shape[axis + 1 :]) for n in (before, after)]
+        first, last = (edge.expand(shape) for edge, shape in zip(edges, shapes, strict=True))
+    return apply("concat", first, x, last, axis=axis)
+
+
+#: How long an axis must be for so many elements outside it.
+_EDGES = {"reflect": lambda n: n + 1, "replicate": lambda n: 1, "circular": lambda n: n}
 
 
 def one_hot(input: object, num_classes: int) -> Node:

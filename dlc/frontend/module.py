@@ -1,12 +1,12 @@
 """nn.Module: a tree of layers with named parameters, PyTorch's in names and behaviour.
 
 State dicts move between dlc and PyTorch, so names, order and sharing follow PyTorch exactly. Each
-change is noted (`version_of`), so that compiled calls never outlive it.
+change is noted (`touch`), so that compiled calls never outlive it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
@@ -16,7 +16,7 @@ from dlc.frontend import hook
 from dlc.frontend.parameter import Buffer, Parameter, Variable, as_array, latest_change, touch
 from dlc.frontend.scope import active
 from dlc.ir.sizes import shape_text
-from dlc.ir.types import FLOATS, as_dtype, is_float
+from dlc.ir.types import DTYPES, FLOATS, as_dtype, is_float
 
 T = TypeVar("T")
 
@@ -52,6 +52,7 @@ class Module:
     """
 
     training: bool
+    _born: int
     _changed: int
     _seen: tuple[int, tuple[int, int]]
     _parameters: dict[str, Any]
@@ -61,12 +62,15 @@ class Module:
     def __init__(self) -> None:
         self.__dict__.update(
             training=True,
-            _changed=0,
-            _seen=(-1, (0, 0)),
             _parameters={},
             _buffers={},
             _modules={},
         )
+        self._begin()
+
+    def _begin(self) -> None:
+        touch(self)
+        self.__dict__.update(_born=self._changed, _seen=(-1, (0, 0)))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the module computes; every subclass says."""
@@ -98,6 +102,10 @@ class Module:
     def _register(self, name: str, value: Parameter | Buffer | Module) -> None:
         """Register ``value`` by its kind; the name means nothing else from now on."""
         kind = next(kind for kind in _TABLES if isinstance(value, kind))
+        if isinstance(value, Module) and any(part is self for part in value.modules()):
+            subject, got = f"{type(self).__name__}.{name}", "one that contains this module"
+            advice = "Keep it in a list, [module], to refer to it without containing it."
+            raise ArgumentError(explain(subject, "another module", got, advice=advice))
         self._put(name, self._table(_TABLES[kind]), value)
 
     def _put(self, name: str, table: dict[str, Any], value: object) -> None:
@@ -145,7 +153,7 @@ class Module:
         """Set an attribute that is none of the above.
 
         What ``forward`` sets while it is traced belongs to that trace and re-keys nothing; the
-        training flags are part of the key by themselves (`version_of`).
+        training flags are compared by themselves (`Met`).
         """
         if name in self.__dict__ and self.__dict__[name] is value:
             return
@@ -157,8 +165,12 @@ class Module:
         for table in ("_parameters", "_buffers", "_modules"):
             found = self.__dict__.get(table, {})
             if name in found:
-                return found[name]
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+                scope, part = active(), found[name]
+                if scope is not None:
+                    scope.meet(self, *([part] if isinstance(part, Module) else []))
+                return part
+        advice = _INSTEAD.get(name, "")
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{advice}")
 
     def __delattr__(self, name: str) -> None:
         for table in (self._parameters, self._buffers, self._modules):
@@ -196,10 +208,12 @@ class Module:
         if hasattr(self, name) and name not in table:
             taken = f"{name!r}, which is a {type(getattr(self, name)).__name__} already"
             raise ArgumentError(explain(subject, "a new one", taken))
-        if value is not None and not isinstance(value, kind):
+        if value is None:
+            return self._put(name, table, value)
+        if not isinstance(value, kind):
             got = type(value).__name__
             raise DTypeError(explain(f"{subject} {name!r}", f"a {kind.__name__} or None", got))
-        self._put(name, table, value)
+        self._register(name, value)
 
     # Walking the tree, in PyTorch's order.
 
@@ -328,7 +342,7 @@ class Module:
             message lists all of it, and nothing was changed.
         """
         own = dict(self._state())
-        found = {name: as_array(state_dict[name]) for name in own if name in state_dict}
+        found = _arrays(state_dict, own)
         missing = [name for name in own if name not in found]
         unexpected = [name for name in state_dict if name not in own]
         problems = [text for name, value in found.items() if (text := _misfit(name, value, own))]
@@ -344,9 +358,16 @@ class Module:
 
     def to(self, dtype: object) -> Self:
         """Convert all floating-point parameters and buffers to ``dtype``; returns the module."""
-        name = as_dtype(dtype)
+        name = str(dtype).removeprefix("torch.")
+        if name == "cpu":  # where models are anyway
+            return self
+        if name in DTYPES or not isinstance(dtype, str):
+            name = as_dtype(dtype)
         if name not in FLOATS:
-            raise DTypeError(explain(f"{type(self).__name__}.to", " or ".join(FLOATS), name))
+            advice = "Models compute on the CPU, in float32 or float64."
+            expected = f"{' or '.join(FLOATS)}, or 'cpu'"
+            got = repr(name)
+            raise DTypeError(explain(f"{type(self).__name__}.to", expected, got, advice=advice))
         for _, variable in self.named_variables():
             if is_float(variable.dtype):
                 variable.retype(name)
@@ -385,6 +406,16 @@ class Module:
         fn(self)
         return self
 
+    # Copies and pickles, which share nothing with the module and compile for themselves.
+
+    def __getstate__(self) -> dict[str, Any]:
+        tables = {name: dict(self.__dict__[name]) for name in _TABLES.values()}
+        return {**self.__dict__, **tables, "_dlc_calls": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._begin()
+
     # What is printed.
 
     def extra_repr(self) -> str:
@@ -420,6 +451,40 @@ def version_of(module: Module) -> tuple[int, int]:
     return module._seen[1]
 
 
+#: What to do in place of methods that PyTorch's modules have.
+_INSTEAD = {
+    "half": "; models compute in float32 or float64",
+    "bfloat16": "; models compute in float32 or float64",
+    "cuda": "; models compute on the CPU",
+    "register_forward_hook": "; wrap the layer in a module that does what the hook would",
+    "register_forward_pre_hook": "; wrap the layer in a module that does what the hook would",
+    "zero_grad": "; gradients are values (dlc.grad, dlc.train_step) and are never accumulated",
+    "compile": "; dlc.compile(module, *specs) compiles it ahead of the first call",
+}
+
+
+def _arrays(state_dict: Any, names: Iterable[str]) -> dict[str, np.ndarray[Any, Any]]:
+    """The values of a state dict under these names, as NumPy reads them."""
+    if not isinstance(state_dict, Mapping):
+        advice = "Of a PyTorch module, its state_dict(); of a file, dlc.load_weights(model, path)."
+        got = f"{state_dict!r}" if isinstance(state_dict, str) else f"a {type(state_dict).__name__}"
+        if state_dict is None:
+            got = "None"
+        expected = "a mapping of names to arrays"
+        raise WeightsError(explain("load_state_dict", expected, got, advice=advice))
+    found = {}
+    for name in names:
+        if name in state_dict:
+            value = state_dict[name]
+            if getattr(value, "is_meta", False):
+                raise WeightsError(f"{name} is a tensor of PyTorch's meta device, without values")
+            try:
+                found[name] = as_array(value)
+            except ValueError as error:
+                raise WeightsError(f"{name} cannot be read as an array: {error}") from None
+    return found
+
+
 #: Where a module keeps what is assigned to it.
 _TABLES = {Parameter: "_parameters", Buffer: "_buffers", Module: "_modules"}
 
@@ -427,6 +492,8 @@ _TABLES = {Parameter: "_parameters", Buffer: "_buffers", Module: "_modules"}
 def _misfit(name: str, value: np.ndarray[Any, Any], own: Mapping[str, Variable]) -> str:
     """Why a value does not fit the variable of its name; nothing where it does."""
     variable = own[name]
+    if value.dtype.kind not in "biuf":
+        return f"mistyped: {name} expects {variable.dtype}, got {value.dtype}"
     if value.shape != variable.shape:
         expected, got = shape_text(variable.shape), shape_text(value.shape)
         return f"misshapen: {name} expects {expected}, got {got}"

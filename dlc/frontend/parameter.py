@@ -91,6 +91,7 @@ class Variable(Arithmetic):
     def __init__(self, data: object):
         self._store(_owned(data, self.dtypes, type(self).__name__))
         self._changed = 0
+        touch(None)  # a name may mean another variable now
 
     # The value, outside a trace.
 
@@ -201,10 +202,8 @@ class Variable(Arithmetic):
             return view.copy() if copy else view
         return view.astype(dtype)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Variable:
-        twin = type(self)(self._array)
-        memo[id(self)] = twin
-        return twin
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._array,)
 
     # What it is, in a trace and outside.
 
@@ -304,10 +303,8 @@ class Parameter(Variable):
         self.requires_grad = value
         return self
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Variable:
-        twin = Parameter(self._array, self._requires_grad)
-        memo[id(self)] = twin
-        return twin
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Parameter, (self._array, self._requires_grad)
 
 
 class Buffer(Variable):
@@ -331,10 +328,8 @@ class Buffer(Variable):
         super().__init__(data)
         self.persistent = bool(persistent)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Variable:
-        twin = Buffer(self._array, self.persistent)
-        memo[id(self)] = twin
-        return twin
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Buffer, (self._array, self.persistent)
 
 
 def as_array(value: Any) -> np.ndarray[Any, Any]:

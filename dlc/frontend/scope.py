@@ -44,6 +44,8 @@ class Scope:
         New values that the computation has given to parameters and buffers.
     training : bool
         Whether a module in training mode has run.
+    modes : dict of Module to bool
+        Every module that the function has called or asked for a part, with its training flag then.
     """
 
     def __init__(self) -> None:
@@ -51,6 +53,7 @@ class Scope:
         self.parameters: dict[str, Variable] = {}
         self.updates: dict[Variable, Node] = {}
         self.training = False
+        self.modes: dict[Module, bool] = {}
         self._nodes: dict[Variable, Node] = {}
         self._names: dict[Variable, str] = {}
         self._paths: dict[Module, list[str]] = {}
@@ -126,10 +129,16 @@ class Scope:
         outer = self._path
         self._path = self._path_of(module)
         self.training |= module.training
+        self.meet(module)
         try:
             yield
         finally:
             self._path = outer
+
+    def meet(self, *modules: Module) -> None:
+        """Note that the function uses modules as they are now."""
+        for module in modules:
+            self.modes.setdefault(module, module.training)
 
     def adopt(self, module: Module, prefix: str) -> None:
         """Name the parameters of a module, and its submodules, from ``prefix`` on."""

@@ -21,6 +21,7 @@ from dlc.frontend.scope import active, here
 from dlc.ir.arithmetic import Arithmetic
 from dlc.ir.arithmetic import where as where
 from dlc.ir.node import Node, apply, current_builder
+from dlc.ir.operators import divide, scaled, subtract
 from dlc.ir.sizes import Dim, Poly, Size, as_size
 from dlc.ir.types import as_dtype
 
@@ -151,10 +152,7 @@ def _binary(op: str, doc: str) -> Callable[[object, object], Node]:
     return function
 
 
-add = _binary("add", "``input + other``")
-sub = _binary("sub", "``input - other``")
 mul = _binary("mul", "``input * other``")
-div = _binary("div", "``input / other``")
 floor_divide = _binary("floor_divide", "``input // other``")
 remainder = _binary("remainder", "``input % other``")
 maximum = _binary("maximum", "The greater of two (NaN wins)")
@@ -167,6 +165,21 @@ gt = _binary("gt", "``input > other``")
 ge = _binary("ge", "``input >= other``")
 logical_and = _binary("logical_and", "Whether both hold")
 logical_or = _binary("logical_or", "Whether one holds or both")
+
+
+def add(input: object, other: object, *, alpha: float = 1) -> Node:
+    """``input + alpha * other``, element by element; shapes broadcast, element types promote."""
+    return apply("add", input, scaled(other, alpha))
+
+
+def sub(input: object, other: object, *, alpha: float = 1) -> Node:
+    """``input - alpha * other``, element by element; shapes broadcast, element types promote."""
+    return subtract(input, scaled(other, alpha))
+
+
+def div(input: object, other: object, *, rounding_mode: str | None = None) -> Node:
+    """``input / other``, or rounded by "floor" or "trunc", element by element."""
+    return divide(input, other, rounding_mode)
 
 
 def pow(input: object, exponent: object) -> Node:
@@ -228,6 +241,8 @@ def tensor(data: object, dtype: object = None) -> Any:
 
     Inside a trace they are a constant of the graph.
     """
+    if isinstance(data, (Poly, Dim)):
+        data = current_builder().operand(data)
     if isinstance(data, Arithmetic):
         return data._node if dtype is None else data._node.to(dtype)
     array = np.array(data, dtype=None if dtype is None else as_dtype(dtype))
@@ -305,8 +320,11 @@ def _range(first: Any, last: Any, step: int, dtype: str) -> Node:
     return numbers if isinstance(first, int) and first == 0 else numbers + first
 
 
-def eye(n: int, m: int | None = None, dtype: object = "float32") -> Any:
+def eye(n: Any, m: Any = None, dtype: object = "float32") -> Any:
     """The identity matrix of n rows and m columns (n, unless told)."""
+    if isinstance(n, (Poly, Dim)) or isinstance(m, (Poly, Dim)):
+        columns = arange(n if m is None else m)
+        return (arange(n).unsqueeze(1) == columns).to(dtype)
     return tensor(np.eye(n, m, dtype=as_dtype(dtype)))
 
 

@@ -16,15 +16,16 @@ from typing import Any
 import numpy as np
 
 from dlc.errors import ArgumentError, DTypeError, TraceError, explain
+from dlc.frontend.met import Met
 from dlc.frontend.module import Module
-from dlc.frontend.parameter import Variable
+from dlc.frontend.parameter import Variable, latest_change
 from dlc.frontend.scope import Scope
 from dlc.frontend.tree import LEAF, Structure, flatten
 from dlc.ir.arithmetic import Arithmetic
 from dlc.ir.graph import Graph
 from dlc.ir.node import Node
 from dlc.ir.sizes import Dim, Poly
-from dlc.ir.types import DTYPES, TensorSpec, TensorType, tensor
+from dlc.ir.types import DTYPES, TensorSpec, TensorType, TupleType, tensor
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -44,6 +45,8 @@ class Traced:
         Of the result: ``structure.build(outputs)`` is what the user gets.
     training : bool
         Whether a module in training mode ran.
+    met : Met
+        What it is a trace of as long as that stays as it is.
     """
 
     graph: Graph
@@ -51,6 +54,7 @@ class Traced:
     arguments: Structure
     structure: Structure
     training: bool
+    met: Met
 
 
 def trace(function: Callable[..., Any], *specs: Any, **named_specs: Any) -> Traced:
@@ -72,10 +76,11 @@ def trace(function: Callable[..., Any], *specs: Any, **named_specs: Any) -> Trac
     """
     _check_function(function)
     leaves, arguments = flatten_arguments(specs, named_specs)
-    scope = Scope()
+    since, scope = latest_change(), Scope()
     root = function if isinstance(function, Module) else getattr(function, "__self__", None)
     if isinstance(root, Module):
         scope.adopt(root, "")
+        scope.meet(root)
     inputs = _inputs(function, arguments, leaves, scope)
     with scope.open():
         args, kwargs = arguments.build(inputs)
@@ -89,7 +94,8 @@ def trace(function: Callable[..., Any], *specs: Any, **named_specs: Any) -> Trac
         aliases=dict(enumerate(updates, start=len(results))),
         name=_graph_name(function),
     )
-    return Traced(graph, scope.parameters, arguments, structure, scope.training)
+    met = Met(function, scope.modes, scope.parameters.values(), since)
+    return Traced(graph, scope.parameters, arguments, structure, scope.training, met)
 
 
 def _check_function(function: object) -> None:
@@ -100,10 +106,18 @@ def _check_function(function: object) -> None:
         got = f"the class {name}"
     elif not callable(function):
         got, advice = f"{function!r} of type {type(function).__name__}", ""
+    elif any(kind.__module__.startswith("torch.") for kind in type(function).__mro__):
+        got, advice = f"a {type(function).__name__} of PyTorch", _FROM_TORCH
     else:
         return
     expected = "a Module or a function of tensors"
     raise ArgumentError(explain("tracing", expected, got, advice=advice))
+
+
+_FROM_TORCH = (
+    "Write the model with dlc.nn, which has PyTorch's names, and take over the weights by "
+    "load_state_dict."
+)
 
 
 def flatten_arguments(
@@ -119,7 +133,7 @@ def flatten_arguments(
                 break
         else:
             return list(args), _leaves_only(len(args))
-    expected = "NumPy arrays (of another library's tensor, its .numpy())"
+    expected = "NumPy arrays or TensorSpecs (of another library's tensor, its .numpy())"
     first, positional = flatten(args, _is_argument, expected, "argument")
     second, named = flatten(dict(kwargs), _is_argument, expected, "argument")
     return first + second, Structure("tuple", (0, 1), (positional, named))
@@ -199,7 +213,16 @@ def _results(result: Any, scope: Scope) -> tuple[list[Node], Structure]:
     values, structure = flatten(result, _is_result, "tensors")
     if not values:
         raise TraceError(f"the traced function returned no tensor, but {result!r}")
-    return [scope.node(value) for value in values], structure
+    nodes = [scope.node(value) for value in values]
+    for node in nodes:
+        if isinstance(node.type, TupleType):
+            count = len(node.type.elements)
+            got = f"{node.describe()}, which stands for {count} tensors"
+            advice = "Return node.project(0), node.project(1) and so on."
+            raise TraceError(
+                explain("the traced function", "to return tensors", got, advice=advice)
+            )
+    return nodes, structure
 
 
 def _is_result(value: Any) -> bool:

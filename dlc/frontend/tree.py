@@ -103,9 +103,11 @@ def flatten(
         kind = "list" if isinstance(value, list) else "tuple"
         names, items = getattr(value, "_fields", tuple(range(len(value)))), list(value)
     else:
+        method = "; to jit a method, jit the bound one: obj.f = dlc.jit(obj.f)"
         raise TraceError(
             f"{path or 'the result'} has type {type(value).__name__}; expected {expected}, Python "
             "numbers, strings and None, or tuples, lists and dicts of these"
+            f"{method if path == 'argument.0' else ''}"
         )
     dot = "." if path else ""
     parts = [

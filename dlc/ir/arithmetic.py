@@ -1,16 +1,20 @@
-"""Operators and methods of symbolic tensors, each one application of an op.
+"""Methods of symbolic tensors that are not of single elements, each one application of an op.
 
-They stand apart from `Node` so that the list reads as a table. A method has PyTorch's name and
+They stand apart from `Node` so that the list reads as a table; operators and elementwise functions
+are in `operators`. A method has PyTorch's name and
 arguments where PyTorch has the method; none changes a tensor in place, because nodes are values.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeAlias
 
-from dlc.errors import DTypeError, ShapeError, TraceError
+from dlc.errors import ShapeError, TraceError
+from dlc.ir.operators import Operators, applied, public
+from dlc.ir.operators import where as where
 from dlc.ir.sizes import Poly, Size, as_size, product
+from dlc.ir.types import is_float
 
 if TYPE_CHECKING:
     from dlc.ir.node import Node
@@ -18,7 +22,6 @@ if TYPE_CHECKING:
 # Methods named `float`, `int` and `bool` hide the types inside the class, so annotations use these.
 Int: TypeAlias = int
 Flag: TypeAlias = bool
-Real: TypeAlias = float
 Axes: TypeAlias = int | Sequence[int] | None
 
 
@@ -29,244 +32,11 @@ class Extremum(NamedTuple):
     indices: Node
 
 
-def _apply(op: str, *inputs: object, **attrs: Any) -> Node:
-    from dlc.ir.node import apply
-
-    return apply(op, *inputs, **attrs)
-
-
-def where(condition: object, a: object, b: object) -> Node:
-    """``a`` where ``condition`` holds, ``b`` elsewhere.
-
-    Parameters
-    ----------
-    condition : Node
-        Of bool; broadcasts with ``a`` and ``b``.
-    a, b : Node, array or number
-        Cast to their common element type; a number takes that of the tensor beside it.
-    """
-    from dlc.ir.node import Node, current_builder
-    from dlc.ir.types import promote
-
-    condition, a, b = (v._node if isinstance(v, Arithmetic) else v for v in (condition, a, b))
-    first = next((value for value in (condition, a, b) if isinstance(value, Node)), None)
-    builder = current_builder() if first is None else first.builder
-    x = builder.operand(a, b if isinstance(b, Node) else None)
-    y = builder.operand(b, a if isinstance(a, Node) else None)
-    common = promote(x.dtype, y.dtype)
-    return builder.node("where", (builder.operand(condition), x.to(common), y.to(common)))
-
-
-class Arithmetic:
+@public
+class Arithmetic(Operators):
     """Operators and methods that build nodes."""
 
     __slots__ = ()
-
-    @property
-    def _node(self) -> Node:
-        return cast("Node", self)
-
-    # Arithmetic operators.
-
-    def __add__(self, other: object) -> Node:
-        return _apply("add", self, other)
-
-    def __radd__(self, other: object) -> Node:
-        return _apply("add", other, self)
-
-    def __sub__(self, other: object) -> Node:
-        return _apply("sub", self, other)
-
-    def __rsub__(self, other: object) -> Node:
-        return _apply("sub", other, self)
-
-    def __mul__(self, other: object) -> Node:
-        return _apply("mul", self, other)
-
-    def __rmul__(self, other: object) -> Node:
-        return _apply("mul", other, self)
-
-    def __truediv__(self, other: object) -> Node:
-        return _apply("div", self, other)
-
-    def __rtruediv__(self, other: object) -> Node:
-        return _apply("div", other, self)
-
-    def __floordiv__(self, other: object) -> Node:
-        return _apply("floor_divide", self, other)
-
-    def __rfloordiv__(self, other: object) -> Node:
-        return _apply("floor_divide", other, self)
-
-    def __mod__(self, other: object) -> Node:
-        return _apply("remainder", self, other)
-
-    def __rmod__(self, other: object) -> Node:
-        return _apply("remainder", other, self)
-
-    def __pow__(self, other: object) -> Node:
-        node = self._node
-        if isinstance(other, int) and not isinstance(other, bool) and "float" not in node.dtype:
-            return _integer_power(node, other)
-        return _apply("pow", self, other)
-
-    def __rpow__(self, other: object) -> Node:
-        return _apply("pow", other, self)
-
-    def __neg__(self) -> Node:
-        return _apply("neg", self)
-
-    def __pos__(self) -> Node:
-        return self._node
-
-    def __abs__(self) -> Node:
-        return _apply("abs", self)
-
-    def __matmul__(self, other: object) -> Node:
-        return _apply("matmul", self, other)
-
-    def __rmatmul__(self, other: object) -> Node:
-        return _apply("matmul", other, self)
-
-    # Comparisons give tensors of bool; identity is `is`, and hashing is by identity.
-
-    def __eq__(self, other: object) -> Node:  # type: ignore[override]
-        return _apply("eq", self, other)
-
-    def __ne__(self, other: object) -> Node:  # type: ignore[override]
-        return _apply("ne", self, other)
-
-    def __lt__(self, other: object) -> Node:
-        return _apply("lt", self, other)
-
-    def __le__(self, other: object) -> Node:
-        return _apply("le", self, other)
-
-    def __gt__(self, other: object) -> Node:
-        return _apply("gt", self, other)
-
-    def __ge__(self, other: object) -> Node:
-        return _apply("ge", self, other)
-
-    __hash__ = object.__hash__
-
-    # Bit operators are logic on bools and refused elsewhere, where PyTorch works on bits.
-
-    def __and__(self, other: object) -> Node:
-        return _logical("logical_and", "&", self._node, other)
-
-    def __or__(self, other: object) -> Node:
-        return _logical("logical_or", "|", self._node, other)
-
-    def __xor__(self, other: object) -> Node:
-        return _logical("ne", "^", self._node, other)
-
-    def __invert__(self) -> Node:
-        return _logical("logical_not", "~", self._node)
-
-    __rand__, __ror__, __rxor__ = __and__, __or__, __xor__
-
-    # Elementwise functions.
-
-    add, sub, mul, div = __add__, __sub__, __mul__, __truediv__
-    pow, floor_divide, remainder = __pow__, __floordiv__, __mod__
-    eq, ne, lt, le, gt, ge = __eq__, __ne__, __lt__, __le__, __gt__, __ge__
-
-    def maximum(self, other: object) -> Node:
-        return _apply("maximum", self, other)
-
-    def minimum(self, other: object) -> Node:
-        return _apply("minimum", self, other)
-
-    def logical_and(self, other: object) -> Node:
-        return _apply("logical_and", self, other)
-
-    def logical_or(self, other: object) -> Node:
-        return _apply("logical_or", self, other)
-
-    def logical_not(self) -> Node:
-        return _apply("logical_not", self)
-
-    def isnan(self) -> Node:
-        return _apply("isnan", self)
-
-    def neg(self) -> Node:
-        return -self
-
-    def abs(self) -> Node:
-        return _apply("abs", self)
-
-    def sign(self) -> Node:
-        return _apply("sign", self)
-
-    def floor(self) -> Node:
-        return _apply("floor", self)
-
-    def ceil(self) -> Node:
-        return _apply("ceil", self)
-
-    def round(self) -> Node:
-        return _apply("round", self)
-
-    def trunc(self) -> Node:
-        return _apply("trunc", self)
-
-    def exp(self) -> Node:
-        return _apply("exp", self)
-
-    def expm1(self) -> Node:
-        return _apply("expm1", self)
-
-    def log(self) -> Node:
-        return _apply("log", self)
-
-    def log1p(self) -> Node:
-        return _apply("log1p", self)
-
-    def sqrt(self) -> Node:
-        return _apply("sqrt", self)
-
-    def rsqrt(self) -> Node:
-        return _apply("rsqrt", self)
-
-    def reciprocal(self) -> Node:
-        return _apply("reciprocal", self)
-
-    def square(self) -> Node:
-        return _apply("square", self)
-
-    def sin(self) -> Node:
-        return _apply("sin", self)
-
-    def cos(self) -> Node:
-        return _apply("cos", self)
-
-    def tanh(self) -> Node:
-        return _apply("tanh", self)
-
-    def sigmoid(self) -> Node:
-        return _apply("sigmoid", self)
-
-    def erf(self) -> Node:
-        return _apply("erf", self)
-
-    def relu(self) -> Node:
-        return _apply("relu", self)
-
-    def clamp(self, min: Node | Real | None = None, max: Node | Real | None = None) -> Node:
-        """Elements held between ``min`` and ``max``, either of which may be absent."""
-        if isinstance(min, Arithmetic) or isinstance(max, Arithmetic):
-            raised = self._node if min is None else self.maximum(min)
-            return raised if max is None else raised.minimum(max)
-        return _apply("clamp", self, low=min, high=max)
-
-    def where(self, condition: Node, other: object) -> Node:
-        """This tensor where ``condition`` holds, ``other`` elsewhere."""
-        return where(condition, self, other)
-
-    def masked_fill(self, mask: Node, value: Real) -> Node:
-        """``value`` where ``mask`` holds, this tensor elsewhere."""
-        return where(mask, value, self)
 
     # Element types.
 
@@ -275,7 +45,7 @@ class Arithmetic:
         from dlc.ir.types import as_dtype
 
         node = self._node
-        return node if node.dtype == as_dtype(dtype) else _apply("cast", node, dtype=dtype)
+        return node if node.dtype == as_dtype(dtype) else applied("cast", node, dtype=dtype)
 
     def _in(self, dtype: object) -> Node:
         """This tensor in the element type that something is to be computed in, None for its own."""
@@ -302,31 +72,39 @@ class Arithmetic:
     # Reductions; `dim=None` reduces over all dimensions.
 
     def sum(self, dim: Axes = None, keepdim: Flag = False, dtype: object = None) -> Node:
-        return _apply("sum", self._in(dtype), axes=dim, keepdims=keepdim)
+        return applied("sum", self._in(dtype), axes=dim, keepdims=keepdim)
 
     def mean(self, dim: Axes = None, keepdim: Flag = False, dtype: object = None) -> Node:
-        return _apply("mean", self._in(dtype), axes=dim, keepdims=keepdim)
+        return applied("mean", self._in(dtype), axes=dim, keepdims=keepdim)
 
     def prod(self, dim: Axes = None, keepdim: Flag = False, dtype: object = None) -> Node:
-        return _apply("prod", self._in(dtype), axes=dim, keepdims=keepdim)
+        return applied("prod", self._in(dtype), axes=dim, keepdims=keepdim)
 
     def amax(self, dim: Axes = None, keepdim: Flag = False) -> Node:
-        return _apply("amax", self, axes=dim, keepdims=keepdim)
+        return applied("amax", self, axes=dim, keepdims=keepdim)
 
     def amin(self, dim: Axes = None, keepdim: Flag = False) -> Node:
-        return _apply("amin", self, axes=dim, keepdims=keepdim)
+        return applied("amin", self, axes=dim, keepdims=keepdim)
 
     def any(self, dim: Axes = None, keepdim: Flag = False) -> Node:
-        return _apply("any", self.to("bool"), axes=dim, keepdims=keepdim)
+        """Whether an element is not zero, as bool (of uint8 as uint8, as in PyTorch)."""
+        return self._logic("any", dim, keepdim)
 
     def all(self, dim: Axes = None, keepdim: Flag = False) -> Node:
-        return _apply("all", self.to("bool"), axes=dim, keepdims=keepdim)
+        """Whether no element is zero, as bool (of uint8 as uint8, as in PyTorch)."""
+        return self._logic("all", dim, keepdim)
+
+    def _logic(self, op: str, dim: Axes, keepdim: Flag) -> Node:
+        found = self.to("bool")
+        if not isinstance(dim, Sequence) or dim:  # PyTorch reduces over no dimension here
+            found = applied(op, found, axes=dim, keepdims=keepdim)
+        return found.to("uint8") if self._node.dtype == "uint8" else found
 
     def argmax(self, dim: Int | None = None, keepdim: Flag = False) -> Node:
-        return _apply("argmax", self, axis=dim, keepdims=keepdim)
+        return applied("argmax", self, axis=dim, keepdims=keepdim)
 
     def argmin(self, dim: Int | None = None, keepdim: Flag = False) -> Node:
-        return _apply("argmin", self, axis=dim, keepdims=keepdim)
+        return applied("argmin", self, axis=dim, keepdims=keepdim)
 
     def max(self, dim: Node | Int | None = None, keepdim: Flag = False) -> Node | Extremum:
         """The greatest element; along ``dim`` a pair of values and their positions; of a tensor and
@@ -343,7 +121,7 @@ class Arithmetic:
         return self.amin() if dim is None else self._extremum("argmin", dim, keepdim)
 
     def _extremum(self, op: str, dim: Int, keepdim: Flag) -> Extremum:
-        indices = _apply(op, self, axis=dim, keepdims=True)
+        indices = applied(op, self, axis=dim, keepdims=True)
         values = self.gather(dim, indices)  # not amax: the gradient goes to one of several equals
         return Extremum(*((n if keepdim else n.squeeze(dim)) for n in (values, indices)))
 
@@ -359,26 +137,31 @@ class Arithmetic:
         in PyTorch's older words: a correction of 1, or of 0.
         """
         correction = correction if unbiased is None else Int(unbiased)
-        return _apply("var", self, axes=dim, correction=correction, keepdims=keepdim)
+        return applied("var", self, axes=dim, correction=correction, keepdims=keepdim)
 
     def std(self, *args: Any, **kwargs: Any) -> Node:
         """The square root of `var`, with its arguments."""
         return self.var(*args, **kwargs).sqrt()
 
     def logsumexp(self, dim: Axes = None, keepdim: Flag = False) -> Node:
-        return _apply("logsumexp", self, axes=dim, keepdims=keepdim)
+        return applied("logsumexp", self, axes=dim, keepdims=keepdim)
 
     def softmax(self, dim: Int, dtype: object = None) -> Node:
-        return _apply("softmax", self._in(dtype), axis=dim)
+        return self._normalised("softmax", dim, dtype)
 
     def log_softmax(self, dim: Int, dtype: object = None) -> Node:
-        return _apply("log_softmax", self._in(dtype), axis=dim)
+        return self._normalised("log_softmax", dim, dtype)
+
+    def _normalised(self, op: str, dim: Int, dtype: object) -> Node:
+        node = self._in(dtype)
+        empty = is_float(node.dtype) and node.ndim and node.shape[_axis(node, dim)] == 0
+        return node if empty else applied(op, node, axis=dim)
 
     # Shapes. A size is an int, a `Dim`, or what `shape` gives.
 
     def reshape(self, *shape: Any) -> Node:
         """The same elements in another shape; one size may be -1."""
-        return _apply("reshape", self, shape=_spread(shape))
+        return applied("reshape", self, shape=_spread(shape))
 
     view = reshape
 
@@ -408,7 +191,7 @@ class Arithmetic:
 
     def permute(self, *dims: Any) -> Node:
         """Dimensions in another order."""
-        return _apply("transpose", self, axes=_spread(dims))
+        return applied("transpose", self, axes=_spread(dims))
 
     def transpose(self, dim0: Int, dim1: Int) -> Node:
         """Two dimensions exchanged."""
@@ -429,21 +212,23 @@ class Arithmetic:
 
     def expand(self, *shape: Any) -> Node:
         """Broadcast to a shape; -1 keeps a size."""
-        return _apply("expand", self, shape=_spread(shape))
+        return applied("expand", self, shape=_spread(shape))
 
     def expand_as(self, other: Node) -> Node:
         return self.expand(other.shape)
 
     def flip(self, *dims: Any) -> Node:
-        return _apply("flip", self, axes=_spread(dims))
+        return applied("flip", self, axes=_spread(dims))
 
     def detach(self) -> Node:
         """The same values; no gradient goes through them."""
-        return _apply("detach", self)
+        return applied("detach", self)
 
     def contiguous(self) -> Node:
         """This tensor: how it lies in memory is the compiler's business."""
         return self._node
+
+    clone = contiguous  # and a value need not be copied
 
     def size(self, dim: Int | None = None) -> Any:
         """The shape, or one size of it."""
@@ -526,18 +311,18 @@ class Arithmetic:
         return self.split(max(1, -(-self._static_length("chunk", dim) // chunks)), dim)
 
     def gather(self, dim: Int, index: Node) -> Node:
-        return _apply("gather", self, index, axis=dim)
+        return applied("gather", self, index, axis=dim)
 
     def scatter_add(self, dim: Int, index: Node, src: Node) -> Node:
-        return _apply("scatter_add", self, index, src, axis=dim)
+        return applied("scatter_add", self, index, src, axis=dim)
 
     def index_select(self, dim: Int, index: Node) -> Node:
-        return _apply("take", self, index, axis=dim)
+        return applied("take", self, index, axis=dim)
 
     # Linear algebra.
 
     def matmul(self, other: object) -> Node:
-        return _apply("matmul", self, other)
+        return applied("matmul", self, other)
 
     mm = bmm = matmul
 
@@ -571,30 +356,3 @@ def _misfit(node: Node, expected: str, got: object) -> ShapeError:
 
 def _parts(total: int, size: int) -> list[int]:
     return [min(size, total - start) for start in range(0, max(total, 1), size)]
-
-
-def _logical(op: str, symbol: str, node: Node, *others: object) -> Node:
-    for value in (node, *others):
-        dtype = getattr(value, "dtype", "bool" if isinstance(value, bool) else type(value).__name__)
-        if str(dtype) != "bool":
-            raise DTypeError(
-                f"{symbol} expects bool tensors, got {dtype} ({node.describe()}); "
-                "compare first, as in (x != 0)"
-            )
-    return _apply(op, node, *others)
-
-
-def _integer_power(node: Node, exponent: int) -> Node:
-    """``node ** exponent`` on integers as products, by repeated squaring."""
-    if exponent < 0:
-        raise DTypeError(
-            f"pow expects an exponent >= 0 for {node.dtype}, got {exponent} ({node.describe()}); "
-            "cast with x.float()"
-        )
-    result, base = None, node
-    while exponent:
-        if exponent & 1:
-            result = base if result is None else result * base
-        exponent >>= 1
-        base = base * base if exponent else base
-    return node * 0 + 1 if result is None else result

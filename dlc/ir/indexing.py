@@ -122,7 +122,8 @@ def _take(node: Node, item: Any, axis: int) -> Node:
             f"an index has element type int32 or int64, got {item.dtype}, for {node.describe()}"
         )
     length = node.builder.operand(size, item)
-    index = node.builder.node("where", (item < 0, item + length, item))
+    from_end = (item < 0) & (item >= -length)  # others stay as they are, for the error to show
+    index = node.builder.node("where", (from_end, item + length, item))
     return node.builder.node("take", (node, index), {"axis": axis})
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import difflib
 import hashlib
 import itertools
 import struct
@@ -17,13 +18,14 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
 from dlc.errors import ArgumentError, DTypeError, Error, ShapeError, TraceError
 from dlc.ir.arithmetic import Arithmetic
 from dlc.ir.op import OPS, Kind, OpDef
+from dlc.ir.operators import subtract
 from dlc.ir.sizes import Dim, Floor, Poly, Size, as_size, shape_text
 from dlc.ir.types import DTYPES, TensorType, TupleType, Type, as_dtype, is_float, promote
 
@@ -130,6 +132,22 @@ class Node(Arithmetic):
             "while the model is traced; compute with tensors, or use shapes and Python values"
         )
 
+    def __getattr__(self, name: str) -> Any:
+        instead = _instead(name)
+        raise AttributeError(f"a dlc.Tensor has no attribute {name!r}{self._here()}; {instead}")
+
+    def __format__(self, spec: str) -> str:
+        if spec:
+            raise self._no_number()
+        return repr(self)
+
+    def __reduce__(self) -> NoReturn:
+        raise TraceError(
+            f"a node of a graph ({self.describe()}) is part of that graph alone, and is neither "
+            "copied nor pickled; a graph never changes, and str(graph) and dlc.parse carry it to "
+            "another process"
+        )
+
     def __array__(self, *_: object, **__: object) -> Any:
         raise TraceError(
             f"NumPy cannot read a symbolic tensor{self._here()} ({self.describe()}); inside a "
@@ -144,14 +162,13 @@ class Node(Arithmetic):
                 f"numpy.{ufunc.__name__} has no form for symbolic tensors{self._here()}; "
                 "inside a traced function use dlc's functions (dlc.exp, dlc.functional)"
             )
+        if ufunc is np.subtract:
+            return subtract(*inputs)
         return apply(_UFUNCS[ufunc.__name__], *inputs)
 
     def _here(self) -> str:
         """Where the user's program is while it is traced, for messages: `` at model.py:12``."""
-        origin = self.builder.origin() if self.builder.origin else None
-        return (
-            f" at {origin.file.rsplit('/', 1)[-1]}:{origin.line}" if origin and origin.file else ""
-        )
+        return self.builder._place()
 
     def describe(self) -> str:
         """Op, place and type in one phrase for messages: ``conv2d (stem.conv, model.py:12):
@@ -163,6 +180,21 @@ class Node(Arithmetic):
 
     def __repr__(self) -> str:
         return f"<{self.describe()}>"
+
+
+Node.__name__ = Node.__qualname__ = "Tensor"  # as users know it
+
+
+def _instead(name: str) -> str:
+    """What to use in place of an attribute that tensors do not have."""
+    known = [each for each in dir(Node) if not each.startswith("_")]
+    if name.endswith("_") and not name.startswith("_"):
+        usual = name.rstrip("_")
+        other = f"x = x.{usual}(...)" if usual in known else "another one, by dlc.where or dlc.cat"
+        return f"tensors are values, which nothing changes in place: use {other}"
+    near = difflib.get_close_matches(name, known, 3, 0.65)
+    also = f"did you mean {' or '.join(near)}? " if near else ""
+    return f"{also}dir(dlc.Tensor) lists what it has"
 
 
 #: Ops that NumPy's functions of these names stand for.
@@ -299,7 +331,7 @@ class Builder:
             size = self.node("size", (), {"size": as_size(value)})
             return size if like is None else self.node("cast", (size,), {"dtype": like.dtype})
         if isinstance(value, (bool, int, float)):
-            return self._number(value, _weak_dtype(value, like))
+            return self._number(value, like)
         if isinstance(value, (np.ndarray, np.generic)):
             return self.constant(value)
         raise TraceError(
@@ -307,14 +339,23 @@ class Builder:
             f"{type(value).__name__}"
         )
 
-    def _number(self, value: bool | int | float, dtype: str) -> Node:
+    def _number(self, value: bool | int | float, like: Node | None) -> Node:
+        dtype = _weak_dtype(value, like)
         try:
             return self.constant(value, dtype)
         except OverflowError:
+            beside = f" beside {like.describe()}" if like is not None else ""
             raise DTypeError(
-                f"the number {value} is beyond {dtype}, the element type that it has here; cast "
-                "the tensor beside it, as in x.long() or x.float()"
+                f"the number {value} is beyond {dtype}, the element type that it has{beside}"
+                f"{self._place()}; cast the tensor, as in x.long() or x.float()"
             ) from None
+
+    def _place(self) -> str:
+        """The user's line, for messages: `` at model.py:12``."""
+        origin = self.origin() if self.origin else None
+        if origin is None or not origin.file:
+            return ""
+        return f" at {origin.file.rsplit('/', 1)[-1]}:{origin.line}"
 
 
 _CURRENT: contextvars.ContextVar[Builder | None] = contextvars.ContextVar(
@@ -330,6 +371,12 @@ def building(builder: Builder) -> Iterator[Builder]:
         yield builder
     finally:
         _CURRENT.reset(token)
+
+
+def place_of_trace() -> str:
+    """Where the user's program is while it is traced, for messages; else nothing."""
+    builder = _CURRENT.get()
+    return "" if builder is None else builder._place()
 
 
 def current_builder() -> Builder:

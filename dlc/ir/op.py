@@ -86,12 +86,15 @@ class Reduction:
         Expression of the result from the total ``{acc}`` and the number ``{n}`` of elements.
     position : bool
         The result is the position of the element that won, not its value; of equals, the first.
+    centred : bool
+        What is combined are squared distances from the mean, in one walk.
     """
 
     combine: str
     init: float
     finish: str = "{acc}"
     position: bool = False
+    centred: bool = False
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import keyword
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -77,6 +77,9 @@ class Dim:
     def __mod__(self, divisor: int) -> Size:
         return as_size(self) % divisor
 
+    def __pow__(self, exponent: int) -> Size:
+        return as_size(self) ** exponent
+
     __radd__, __rmul__ = __add__, __mul__
 
 
@@ -136,7 +139,7 @@ class Poly:
 
     def __add__(self, other: Size | Dim) -> Size:
         if not is_size(other):
-            return NotImplemented
+            return _not_of_sizes(self, "+", other)
         terms = dict(self.terms)
         for monomial, coefficient in _terms(other).items():
             terms[monomial] = terms.get(monomial, 0) + coefficient
@@ -146,14 +149,14 @@ class Poly:
         return self * -1
 
     def __sub__(self, other: Size | Dim) -> Size:
-        return self + as_size(other) * -1 if is_size(other) else NotImplemented
+        return self + as_size(other) * -1 if is_size(other) else _not_of_sizes(self, "-", other)
 
     def __rsub__(self, other: Size | Dim) -> Size:
-        return self * -1 + other if is_size(other) else NotImplemented
+        return self * -1 + other if is_size(other) else _not_of_sizes(self, "-", other)
 
     def __mul__(self, other: Size | Dim) -> Size:
         if not is_size(other):
-            return NotImplemented
+            return _not_of_sizes(self, "*", other)
         terms: dict[Monomial, int] = {}
         for a, x in self.terms.items():
             for b, y in _terms(other).items():
@@ -192,6 +195,21 @@ class Poly:
 
     __rmod__ = __rfloordiv__
 
+    def __pow__(self, exponent: int) -> Size:
+        if not isinstance(exponent, (int, np.integer)) or exponent < 0:
+            raise _no_size(f"({self}) ** {exponent}")
+        return product([self] * int(exponent))
+
+    def __truediv__(self, other: object) -> Size:
+        if isinstance(other, (int, float, Poly, Dim)):
+            raise _no_size(f"({self}) / {other}")
+        return NotImplemented
+
+    def __rtruediv__(self, other: object) -> Size:
+        if isinstance(other, (int, float)):
+            raise _no_size(f"{other} / ({self})")
+        return NotImplemented
+
     def __str__(self) -> str:
         parts = []
         for monomial, coefficient in self.terms.items():
@@ -226,6 +244,23 @@ class Poly:
 
 
 Size: TypeAlias = int | Poly
+
+
+def _not_of_sizes(size: Poly, symbol: str, other: object) -> Any:
+    """Refuse floats; what is neither may have an operator of its own."""
+    if isinstance(other, float):
+        raise _no_size(f"({size}) {symbol} {other}")
+    return NotImplemented
+
+
+def _no_size(text: str) -> ShapeError:
+    from dlc.ir.node import place_of_trace
+
+    return ShapeError(
+        f"sizes known only at call time are integers, and {text} is none{place_of_trace()}; divide "
+        "by // for another size, or compute with a tensor: x / n and x * n work for a tensor x, "
+        "and dlc.tensor(n) is one, to cast with .to(x.dtype)"
+    )
 
 
 def _floor(size: Poly, divisor: int) -> Size:
@@ -420,8 +455,15 @@ def equal(a: Size, b: Size) -> bool:
     if low > 0 or high < 0:
         return False
     raise ShapeError(
-        f"cannot decide whether the sizes {a} and {b} are equal; give them one Dim, or integers"
+        f"cannot decide whether the sizes {_with_ranges(a)} and {_with_ranges(b)} are equal; give "
+        "them one Dim, or integers"
     )
+
+
+def _with_ranges(size: Size) -> str:
+    """A size with the ranges of its dimensions: ``n (n from 1 to 8)``."""
+    ranges = [f"{d.name} from {d.min} to {d.max}" for d in sorted(dims(size), key=str)]
+    return f"{size} ({', '.join(ranges)})" if ranges else str(size)
 
 
 def less(a: Size, b: Size) -> bool:

@@ -117,6 +117,10 @@ class TensorSpec:
     def __init__(
         self, shape: Iterable[int | Dim | Size], dtype: object = "float32", name: str | None = None
     ):
+        if not isinstance(shape, Iterable) or isinstance(shape, str):
+            raise ShapeError(
+                f"a TensorSpec has a sequence of sizes, such as (1, 3, 224, 224); got {shape!r}"
+            )
         self.type = tensor(dtype, shape)
         self.name = name
         if any(isinstance(size, int) and size < 0 for size in self.shape):
@@ -136,8 +140,9 @@ class TensorSpec:
         return self.type.dtype
 
     def __eq__(self, other: object) -> bool:
-        same = isinstance(other, TensorSpec)
-        return same and (self.type, self.name) == (other.type, other.name)
+        if not isinstance(other, TensorSpec):
+            return NotImplemented
+        return (self.type, self.name) == (other.type, other.name)
 
     def __hash__(self) -> int:
         return hash((self.type, self.name))

@@ -21,6 +21,8 @@ norm         batch and layer norm
 loss         cross entropy and its relatives
 random       uniform numbers from a key and a counter
 packed       forms of contractions that kernels compute, and the packing of weights
+across       weight gradients and products of a transposed matrix
+phases       gradients of strided convolutions, phase by phase
 winograd     3x3 convolution with fewer multiplications
 """
 
@@ -47,6 +49,8 @@ FAMILIES = (
     "loss",
     "random",
     "packed",
+    "across",
+    "phases",
     "winograd",
 )
 

@@ -73,7 +73,8 @@ def _is_class(x: Node, label: Node, ignore_index: int) -> Node:
     classes = x.builder.node("iota", (), {"size": x.shape[1], "dtype": label.dtype})
     if ignore_index >= 0:  # else no class has its number
         label = where(label == ignore_index, -1, label)
-    return _by_class(classes, x) == label.unsqueeze(1)
+    own: Node = _by_class(classes, x) == label.unsqueeze(1)
+    return own
 
 
 def _by_class(vector: Node, like: Node) -> Node:

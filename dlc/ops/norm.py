@@ -1,7 +1,7 @@
 """Batch and layer normalisation, as layers that rules recognise before they expand into arithmetic.
 
-Variance is the mean of squared deviations from the mean, in two passes: the one-pass form
-E[x²] - E[x]² cancels where the mean is large beside the deviation.
+Variance is the mean of squared deviations from the mean: the form E[x²] - E[x]² cancels where the
+mean is large beside the deviation.
 """
 
 from __future__ import annotations
@@ -122,11 +122,9 @@ def _train_ref(x: Array, weight: Array, bias: Array, *, eps: float) -> tuple[Arr
 
 
 def _train_expand(x: Node, weight: Node, bias: Node, *, eps: float) -> Nodes:
-    mean = x.mean(_others(x))
-    centred = x - by_channel(mean, x)
-    var = (centred * centred).mean(_others(x))
+    mean, var = x.mean(_others(x)), x.builder.node("variance", (x,), {"axes": _others(x)})
     scale = weight * (var + eps).rsqrt()
-    return centred * by_channel(scale, x) + by_channel(bias, x), mean, var
+    return (x - by_channel(mean, x)) * by_channel(scale, x) + by_channel(bias, x), mean, var
 
 
 def _train_vjp(
@@ -198,9 +196,9 @@ def _layer_norm_expand(x: Node, weight: Node, bias: Node, *, ndim: int, eps: flo
 def _normalised(x: Node, ndim: int, eps: float) -> tuple[Node, Node]:
     """``x`` less its mean over its standard deviation, and one over that deviation."""
     axes = _trailing(x, ndim)
-    centred = x - x.mean(axes, keepdim=True)
-    inverse = ((centred * centred).mean(axes, keepdim=True) + eps).rsqrt()
-    return centred * inverse, inverse
+    spread = x.builder.node("variance", (x,), {"axes": axes, "keepdims": True})
+    inverse = (spread + eps).rsqrt()
+    return (x - x.mean(axes, keepdim=True)) * inverse, inverse
 
 
 def _trailing(x: Node, ndim: int) -> tuple[int, ...]:

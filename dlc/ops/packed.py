@@ -63,11 +63,18 @@ _SLIDE = {"stride": (1, 1), "padding": ((0, 0), (0, 0)), "dilation": (1, 1)}
 
 
 # Convolution weights: OIHW -> [group][panel][tap...][32]
-def _pack_conv_type(w: TensorType, *, groups: int, planes: bool) -> TensorType:
+def _pack_conv_attrs(
+    w: TensorType, *, groups: int, planes: bool, turned: bool = False
+) -> dict[str, Any]:
+    return {"groups": groups, "planes": planes, "turned": turned}
+
+
+def _pack_conv_type(w: TensorType, *, groups: int, planes: bool, turned: bool) -> TensorType:
     expect_rank(w, 4, _OIHW)
-    o, i, kh, kw = w.shape
+    o, i, kh, kw = _static(w.shape[0]) // groups, *w.shape[1:]
+    o, i = (_static(i), o) if turned else (o, i)
     taps = (i, kh, kw) if planes else (kh, kw, i)
-    return w.with_shape((groups, _panels(_static(o) // groups), *taps, PANEL))
+    return w.with_shape((groups, _panels(o), *taps, PANEL))
 
 
 def _static(size: Size) -> int:
@@ -77,19 +84,27 @@ def _static(size: Size) -> int:
 
 
 def _pack_conv_index(
-    i: Sequence[Size], types: Sequence[TensorType], *, groups: int, planes: bool
+    i: Sequence[Size], types: Sequence[TensorType], *, groups: int, planes: bool, turned: bool
 ) -> list[Access]:
     group, panel, a, b, c, lane = i
     channel, row, column = (a, b, c) if planes else (c, a, b)
-    per_group = _static(types[0].shape[0]) // groups
+    o, inputs, kh, kw = types[0].shape
+    per_group = _static(o) // groups
     within = panel * PANEL + lane
-    return [
-        Access(0, (group * per_group + within, channel, row, column), ((0, within, per_group),))
-    ]
+    if turned:
+        place = (group * per_group + channel, within, kh - 1 - row, kw - 1 - column)
+        return [Access(0, place, ((0, within, inputs),))]
+    place = (group * per_group + within, channel, row, column)
+    return [Access(0, place, ((0, within, per_group),))]
 
 
-def _pack_conv_ref(w: Array, *, groups: int, planes: bool) -> Array:
+def pack_conv_ref(w: Array, *, groups: int, planes: bool, turned: bool = False) -> Array:
+    """Weights (O, I, KH, KW) as the op `pack_conv` packs them."""
     o, i, kh, kw = w.shape
+    if turned:
+        by_group = w[:, :, ::-1, ::-1].reshape(groups, o // groups, i, kh, kw)
+        w = by_group.swapaxes(1, 2).reshape(groups * i, o // groups, kh, kw)
+        o, i, kh, kw = w.shape
     padded = _pad_channels(w.reshape(groups, o // groups, i, kh, kw), 1)
     panels = padded.reshape(groups, -1, PANEL, i, kh, kw)
     return np.ascontiguousarray(
@@ -101,17 +116,21 @@ def _pack_conv_samples(rng: np.random.Generator) -> Iterator[Sample]:
     for planes in (False, True):
         yield Sample((rng.normal(size=(40, 3, 2, 3)),), {"groups": 1, "planes": planes})
         yield Sample((rng.normal(size=(6, 2, 3, 3)),), {"groups": 2, "planes": planes})
+        turned = {"planes": planes, "turned": True}
+        yield Sample((rng.normal(size=(3, 40, 2, 3)),), {"groups": 1, **turned})
+        yield Sample((rng.normal(size=(6, 5, 3, 2)),), {"groups": 2, **turned})
 
 
 pack_conv = OpDef(
     "pack_conv",
     Kind.MOVE,
-    attrs=as_given,
+    attrs=_pack_conv_attrs,
     infer=_pack_conv_type,
-    ref=_pack_conv_ref,
+    ref=pack_conv_ref,
     doc=(
         "convolution weights OIHW in panels of 32 output channels; `planes` orders taps (I, KH, "
-        "KW), else (KH, KW, I)"
+        "KW), else (KH, KW, I); `turned` exchanges input and output channels of each group and "
+        "reverses the taps"
     ),
     move=Move(_pack_conv_index),
     no_grad=NO_GRADIENT,
@@ -243,7 +262,7 @@ def _conv_direct_flops(y: TensorType, x: TensorType, w: TensorType, **attrs: Any
 
 def _conv_direct_samples(rng: np.random.Generator) -> Iterator[Sample]:
     for groups, planes in ((1, False), (2, False), (1, True)):
-        weights = _pack_conv_ref(
+        weights = pack_conv_ref(
             rng.normal(size=(34, 4 // groups, 3, 3)), groups=groups, planes=planes
         )
         attrs = {"channels": 34, "stride": (2, 1), "padding": ((1, 1), (0, 1)), "dilation": (1, 1)}

@@ -32,7 +32,8 @@ from dlc.ops.common import (
 
 
 def _axes(x: TensorType, axes: Any = None, keepdims: bool = False) -> dict[str, Any]:
-    return {"axes": normal_axes(axes, x.ndim), "keepdims": bool(keepdims)}
+    none = isinstance(axes, Sequence) and not axes  # all of them, as in PyTorch
+    return {"axes": normal_axes(None if none else axes, x.ndim), "keepdims": bool(keepdims)}
 
 
 def reduced_shape(
@@ -130,6 +131,10 @@ def _long_columns(rng: np.random.Generator) -> Sample:
     return plain(rng.uniform(0, 1, (1300, 3)), axes=(0,))
 
 
+def _away_from_zero(rng: np.random.Generator) -> Sample:
+    return plain(rng.normal(1000.0, 1.0, (3, 2100, 2)), axes=(1,))
+
+
 def _empty(rng: np.random.Generator) -> Sample:
     return plain(np.zeros((2, 0, 3)), axes=(1,))
 
@@ -211,6 +216,35 @@ mean = OpDef(
     samples=_samples(_empty, _no_rows, _long_rows, _long_columns),
     errors=_float_errors,
     torch=twin("mean", axes="dim", keepdims="keepdim"),
+)
+
+
+def _variance_ref(x: Array, axes: tuple[int, ...], keepdims: bool) -> Array:
+    away = x - _mean_ref(x, axes, keepdims=True)
+    return _mean_ref(away * away, axes, keepdims)
+
+
+def _variance_grad(g: Node, y: Node, x: Node, axes: Any, keepdims: bool) -> tuple[Node]:
+    away = x - x.mean(axes, keepdim=True)
+    return (_kept(g, x, axes) * 2.0 / _count(x, axes) * away,)
+
+
+variance = OpDef(
+    "variance",
+    Kind.REDUCE,
+    infer=_float_dtype,
+    ref=_variance_ref,
+    doc="the mean squared distance from the mean over axes; NaN of no elements",
+    attrs=_axes,
+    reduction=Reduction("{a} + {b}", 0.0, "{acc} / {n}", centred=True),
+    grad=_variance_grad,
+    flops=lambda y, x, axes, keepdims: x.count * 3,
+    samples=_samples(_empty, _no_rows, _long_rows, _long_columns, _away_from_zero),
+    errors=_float_errors,
+    torch=lambda torch, x, axes, keepdims=False: torch.var(
+        x, normal_axes(axes, x.dim()), correction=0, keepdim=keepdims
+    ),
+    ulp=8.0,
 )
 
 
@@ -436,8 +470,10 @@ def _var_ref(x: Array, axes: tuple[int, ...], correction: int, keepdims: bool) -
 
 
 def _var_expand(x: Node, axes: Any, correction: int, keepdims: bool) -> Node:
-    total = (x - x.mean(axes, keepdim=True)).square().sum(axes, keepdim=keepdims)
-    return total / _freedom(x, axes, correction)
+    spread = x.builder.node("variance", (x,), {"axes": axes, "keepdims": keepdims})
+    if correction == 0:
+        return spread
+    return spread * _count(x, axes) / _freedom(x, axes, correction)
 
 
 def _var_grad(g: Node, y: Node, x: Node, axes: Any, correction: int, keepdims: bool) -> tuple[Node]:

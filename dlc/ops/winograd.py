@@ -91,11 +91,15 @@ def tiles_along(size: Size, m: int) -> Size:
 
 def _type(x: TensorType, u: TensorType, *, channels: int, padding: Pairs, m: int) -> TensorType:
     expect_rank(x, 4, "an image (N, C, H, W)")
-    if m not in POINTS:
-        raise ShapeError(f"expects tiles of {' or '.join(map(str, POINTS))}, got {m}")
+    _expect_tile(m)
     panels = -(-channels // PANEL)
     expect_shape(u, ((m + 2) ** 2, panels, x.shape[1], PANEL), "transformed weights")
     return conv_type(x, channels, (TAPS, TAPS), padding)
+
+
+def _expect_tile(m: int) -> None:
+    if m not in POINTS:
+        raise ShapeError(f"expects tiles of {' or '.join(map(str, POINTS))}, got {m}")
 
 
 def _ref(x: Array, u: Array, *, channels: int, padding: Pairs, m: int) -> Array:
@@ -125,6 +129,35 @@ def transformed(w: Array, m: int) -> Array:
     g = matrices(m)[1]
     u = g @ w.astype(np.float64) @ g.T
     return pack_matrix_ref(u.reshape(*w.shape[:2], -1).transpose(2, 1, 0))
+
+
+def _weights_type(w: TensorType, *, m: int, turned: bool) -> TensorType:
+    expect_rank(w, 4, "weights (O, I, 3, 3)")
+    _expect_tile(m)
+    o, i, *kernel = w.shape
+    if kernel != [TAPS, TAPS]:
+        raise ShapeError(f"expects kernels of 3x3, got {kernel[0]}x{kernel[1]}")
+    o, i = (i, o) if turned else (o, i)
+    return w.with_shape(((m + 2) ** 2, (o + (PANEL - 1)) // PANEL, i, PANEL))
+
+
+def _weights_ref(w: Array, *, m: int, turned: bool) -> Array:
+    if turned:
+        w = w[:, :, ::-1, ::-1].swapaxes(0, 1)
+    return transformed(w, m).astype(w.dtype)
+
+
+def _weights_samples(rng: np.random.Generator) -> Iterator[Sample]:
+    for m, shape in ((2, (5, 33)), (4, (70, 20)), (4, (32, 64))):
+        for turned in (False, True):
+            yield Sample((rng.normal(size=(*shape, TAPS, TAPS)),), {"m": m, "turned": turned})
+
+
+def _weights_errors() -> Iterator[ErrorSample]:
+    w, attrs = tensor("float32", (8, 8, 3, 3)), {"m": 2, "turned": False}
+    yield ErrorSample((w.with_shape((8, 8)),), attrs, ShapeError, "expects weights (O, I, 3, 3)")
+    yield ErrorSample((w.with_shape((8, 8, 3, 1)),), attrs, ShapeError, "of 3x3, got 3x1")
+    yield ErrorSample((w,), {**attrs, "m": 3}, ShapeError, "expects tiles of 2 or 4, got 3")
 
 
 def magnitude(x: Array, w: Array, padding: Pairs, m: int) -> Array:
@@ -187,4 +220,20 @@ conv2d_winograd = OpDef(
     flops=_flops,
     samples=_samples,
     errors=_errors,
+)
+
+pack_winograd = OpDef(
+    "pack_winograd",
+    Kind.OPAQUE,
+    attrs=as_given,
+    infer=_weights_type,
+    ref=_weights_ref,
+    doc=(
+        "weights OIHW of 3x3 kernels as `conv2d_winograd` reads them: G w G^T, in panels of 32 "
+        "output channels for each point; `turned` exchanges channels and reverses taps"
+    ),
+    no_grad=NO_GRADIENT,
+    flops=lambda u, w, **attrs: 2 * u.count * TAPS,
+    samples=_weights_samples,
+    errors=_weights_errors,
 )

@@ -8,10 +8,12 @@ canonicalise    one form for what can be written in several ways
 fold_bn         batch norms, scales and biases into convolutions and linear layers
 decompose       composite ops into simpler ones
 select          an algorithm for each contraction
+convolutions    those of convolutions and of their gradients for the input
 sink_reshapes   pointwise work behind a contraction in the shape that it stores
 prepare         split off what depends on parameters only
 layout          physical order and padding of buffers
 fuse            groups around an anchor
+siblings        groups that walk the same elements made one
 schedule        groups into steps
 memory          liveness, in place, arena
 

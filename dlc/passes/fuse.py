@@ -18,7 +18,9 @@ from dlc.ir.node import Node
 from dlc.ir.op import Kind
 from dlc.ir.plan import Layout
 from dlc.ir.schedule import Group
-from dlc.ir.sizes import Size
+from dlc.ir.sizes import Size, bounds
+from dlc.ops.across import SCALARS_AT_STORE
+from dlc.passes.siblings import merge_siblings
 
 #: The contraction whose store can take the maximum of each 2x2, but reads no operand as large as
 #: its result.
@@ -26,6 +28,20 @@ POOLS_AT_STORE = "conv2d_planes"
 #: Ops whose elements lie where data says: their source must be in memory, everything else about
 #: them is a loop.
 INDIRECT = ("take", "gather")
+#: Gradients of pooling, which store each element once it is final.
+POOL_GRADIENTS = ("max_pool2d_grad", "avg_pool2d_grad")
+#: Pointwise ops that cost less than reading their result from memory.
+CHEAP = frozenset(
+    [
+        *("abs", "add", "cast", "clamp", "detach", "eq", "ge", "gt", "le", "leaky_relu", "lt"),
+        *("logical_and", "logical_not", "logical_or", "maximum", "minimum", "mul", "ne", "neg"),
+        *("relu", "sign", "square", "step", "sub", "variable", "where"),
+    ]
+)
+#: Cheap ops that are computed again together.
+MOST_AGAIN = 16
+#: Pointwise nodes beside a value that are computed with it as it is stored.
+MOST_BESIDE = 8
 #: Leaves that are computed where they are read.
 COMPUTED = ("iota", "size")
 _READS_MEMORY = (Kind.CONTRACT, Kind.WINDOW, Kind.OPAQUE, Kind.SCAN)
@@ -40,50 +56,9 @@ def reads_memory(node: Node) -> bool:
 
 def fuse(graph: Graph, layouts: Mapping[Node, Layout]) -> tuple[Group, ...]:
     """The groups of a graph, each after those that it reads."""
-    groups = _siblings(_Fusion(graph, layouts).groups(), layouts)
+    updates = [graph.outputs[number] for number in graph.aliases]
+    groups = merge_siblings(_Fusion(graph, layouts).groups(), layouts, updates)
     return _with_views(groups, graph, layouts)
-
-
-def _siblings(groups: Sequence[Group], layouts: Mapping[Node, Layout]) -> tuple[Group, ...]:
-    """Neighbouring groups that walk the same elements made one, so that what both read is read
-    once.
-    """
-    merged: list[Group] = []
-    for group in groups:
-        if merged and _same_walk(merged[-1], group, layouts):
-            first = merged.pop()
-            inside = dict.fromkeys((*first.inside, *group.inside))
-            group = Group(first.anchor, tuple(inside), (*first.outputs, *group.outputs))
-        merged.append(group)
-    return tuple(merged)
-
-
-def _same_walk(first: Group, second: Group, layouts: Mapping[Node, Layout]) -> bool:
-    """Whether two groups can share their loops: pointwise ones of one shape and layout, or
-    reductions of one value over the same axes that do not read each other.
-    """
-    kinds = {group.anchor.op.kind for group in (first, second)}
-    if kinds == {Kind.POINTWISE}:
-        a, b = first.outputs[0], second.outputs[0]
-        pointwise = all(node.op.kind is Kind.POINTWISE for node in (*first.inside, *second.inside))
-        alike = a.shape == b.shape and layouts[a] == layouts[b] and _shares(first, second)
-        return (
-            pointwise
-            and alike
-            and all(n.shape == a.shape for n in second.inputs if n in first.outputs_set)
-        )
-    if kinds == {Kind.REDUCE}:
-        a, b = first.anchor, second.anchor
-        over = a.inputs[0] is b.inputs[0] and a.attrs.get("axes", ()) == b.attrs.get("axes", ())
-        positions = _position(a) or _position(b)
-        apart = not first.outputs_set & set(second.inputs)
-        return over and not positions and apart and a.attrs["keepdims"] == b.attrs["keepdims"]
-    return False
-
-
-def _shares(first: Group, second: Group) -> bool:
-    """Whether the second group reads something that the first reads or writes."""
-    return bool(set(second.inputs) & (set(first.inputs) | first.outputs_set))
 
 
 def _with_views(
@@ -125,10 +100,17 @@ class _Fusion:
         self.home: dict[Node, set[Node]] = {}
         self.anchors: dict[Node, Node] = {}  # root -> anchor
         self.written: dict[Node, list[Node]] = {}  # root -> outputs
+        self.walk: dict[Node, int] = {}  # how often a node is computed, at most
+        self.again: set[Node] = set()  # what might end rows, but is computed in several kernels
+        self.costs: dict[Node, bool] = {}  # whether a pointwise node is worth a kernel of its own
         self.reductions: dict[Any, dict[Node, None]] = {}  # by the shape that they reduce
+        self.ends_of_rows: dict[Any, dict[Any, None]] = {}  # shape and axes, by what is left
         for node in self.nodes:
             if node.op.kind is Kind.REDUCE and node.attrs["keepdims"] and not _position(node):
                 self.reductions.setdefault(node.inputs[0].shape, {})[node] = None
+                if _is_behind(node):
+                    walk = node.inputs[0].shape, node.attrs["axes"]
+                    self.ends_of_rows.setdefault(node.shape, {})[walk] = None
 
     def groups(self) -> tuple[Group, ...]:
         backward = list(reversed(self.nodes))
@@ -140,7 +122,10 @@ class _Fusion:
                 self._open(node, self._store_chain(node))
         for node in backward:
             if node.op.kind is Kind.POINTWISE and node not in self.home:
-                self._row_cluster(node)
+                if self._is_repeated(node):
+                    self.again.add(node)
+                else:
+                    self._row_cluster(node)
         for node in backward:
             if node.op.kind is Kind.REDUCE and node not in self.home:
                 self._open(node, self._store_chain(node))
@@ -158,6 +143,7 @@ class _Fusion:
         self.written[root] = [root]
         for node in chain:
             self.home[node] = {root}
+            self.walk[node] = _count(node)
 
     def _store_chain(self, anchor: Node) -> list[Node]:
         """``anchor`` and the pointwise nodes behind it that can be computed as its result is
@@ -167,17 +153,63 @@ class _Fusion:
         adds.
         """
         chain = [anchor]
-        while (value := chain[-1]) not in self.ends and len(self.users[value]) == 1:
-            user = self.users[value][0]
-            free = (
-                user.op.kind is Kind.POINTWISE
-                and user not in self.home
-                and user.shape == value.shape
-            )
-            if not free or not self._store_operands(anchor, user, value):
+        while (value := chain[-1]) not in self.ends and self.users[value]:
+            more = self._next_stored(anchor, value)
+            if not more:
                 break
-            chain.append(user)
+            chain += more
         return chain
+
+    def _next_stored(self, anchor: Node, value: Node) -> list[Node]:
+        """The next node of a chain, behind small expressions that it alone reads beside ``value``;
+        none if it cannot be stored.
+        """
+        user = max(self.users[value], key=self.place.__getitem__)
+        if not self._free(user, value):
+            return []
+        if anchor.op.kind is not Kind.CONTRACT:
+            alone = len(self.users[value]) == 1 and self._takes(anchor, user)
+            return [user] if alone else []
+        taken = {user}
+        stored = user.dtype == anchor.dtype and all(
+            self._beside(anchor, source, value, taken) for source in user.inputs
+        )
+        whole = stored and taken.issuperset(self.users[value])
+        return sorted(taken, key=self.place.__getitem__) if whole else []
+
+    def _beside(self, anchor: Node, node: Node, value: Node, taken: set[Node]) -> bool:
+        """Whether a contraction that stores ``value`` can compute ``node`` there, which then is one
+        of the ``taken``, or read it.
+        """
+        if node is value:
+            return True
+        inner = node not in self.ends and taken.issuperset(self.users[node])
+        kind = self._free(node, value) and node.dtype in ("bool", anchor.dtype)
+        if inner and kind and len(taken) < MOST_BESIDE and not self._stored_elsewhere(node, value):
+            more = {*taken, node}
+            if all(self._beside(anchor, source, value, more) for source in node.inputs):
+                taken |= more
+                return True
+        return self._storable(anchor, node, value)
+
+    def _stored_elsewhere(self, node: Node, value: Node) -> bool:
+        """Whether a node may join the store of what its operands are made by."""
+        near, looked = [node], 0
+        while near and looked < MOST_BESIDE:
+            looked += 1
+            for source in near.pop().inputs:
+                if source is value or len(self.users[source]) > 1 or source in self.ends:
+                    continue
+                if reads_memory(source):
+                    return True
+                if self._free(source, value):
+                    near.append(source)
+        return False
+
+    def _free(self, node: Node, value: Node) -> bool:
+        """Whether a node computes element by element of ``value``, in no kernel so far."""
+        pointwise = node.op.kind is Kind.POINTWISE and node not in self.home
+        return pointwise and node.shape == value.shape
 
     def _pooled_chain(self, chain: list[Node]) -> list[Node]:
         """The chain with the 2x2 maximum behind it, if that is all that reads it."""
@@ -186,41 +218,43 @@ class _Fusion:
             chain.append(users[0])
         return chain
 
-    def _store_operands(self, anchor: Node, user: Node, value: Node) -> bool:
-        """Whether the other operands of ``user`` can be read where ``anchor`` stores an element."""
-        if anchor.op.kind in (Kind.OPAQUE, Kind.SCAN):
-            return False
-        if anchor.op.kind is not Kind.CONTRACT:
-            return True
-        others = [source for source in user.inputs if source is not value]
-        return all(n.dtype == anchor.dtype for n in (*others, user)) and all(
-            self._storable(anchor, n, value) for n in others
-        )
+    def _takes(self, anchor: Node, user: Node) -> bool:
+        """Whether a kernel that is no contraction takes pointwise work into its store."""
+        if anchor.op.name in POOL_GRADIENTS:  # it adds to its result, so that must be no parameter
+            return user.dtype == anchor.dtype and not any(
+                n.op.name == "parameter" for n in user.inputs
+            )
+        return anchor.op.kind not in (Kind.OPAQUE, Kind.SCAN)
 
     def _storable(self, anchor: Node, operand: Node, value: Node) -> bool:
         """Whether a contraction that stores ``value`` can read ``operand``: a scalar, one value a
         channel, or all.
         """
+        if operand.dtype != anchor.dtype:
+            return False
         if operand.op.name == "constant" and operand.tensor_type.count == 1:
             return True
-        if is_column(operand, value):
+        if operand.tensor_type.count == 1 and anchor.op.name in SCALARS_AT_STORE:
+            return True
+        if is_column(operand, value, self.layouts[value].order[-1]):
             return True
         same = operand.shape == value.shape and anchor.op.name != POOLS_AT_STORE
         return same and self.layouts[operand].order == self.layouts[value].order
 
     def _row_cluster(self, root: Node) -> None:
         """Open a kernel of several reductions over the same axes with the pointwise work between,
-        if ``root`` ends one.
+        if ``root`` ends one: of the shape that they reduce, or of what is left of it.
         """
         nearest = reversed(self.reductions.get(root.shape, ()))
-        for axes in dict.fromkeys(node.attrs["axes"] for node in nearest):
-            cluster = self._row_ancestors(root, axes)
-            anchor = next((node for node in cluster if node.op.kind is Kind.REDUCE), None)
-            if anchor is not None:
-                self._open(anchor, cluster)
+        walks = [(root.shape, node.attrs["axes"]) for node in nearest]
+        for full, axes in dict.fromkeys([*walks, *self.ends_of_rows.get(root.shape, ())]):
+            cluster = self._row_ancestors(root, full, axes)
+            sums = [node for node in cluster if node.op.kind is Kind.REDUCE]
+            if len(sums) > (full != root.shape):
+                self._open(sums[0], cluster)
                 return
 
-    def _row_ancestors(self, root: Node, axes: Sequence[int]) -> list[Node]:
+    def _row_ancestors(self, root: Node, full: Sequence[Size], axes: Sequence[int]) -> list[Node]:
         """``root`` and what only it needs: reductions over ``axes``, and pointwise nodes of whole
         rows or of one element a row.
         """
@@ -230,7 +264,7 @@ class _Fusion:
                 near, key=self.place.__getitem__
             )  # so that its readers were looked at before
             near.remove(node)
-            if self._joins_rows(node, cluster, root.shape, axes):
+            if self._joins_rows(node, cluster, full, axes):
                 cluster.add(node)
                 near.update(node.inputs)
         return sorted(cluster, key=self.place.__getitem__)
@@ -250,10 +284,61 @@ class _Fusion:
         roots = {root for user in self.users[node] for root in self.home[user]}
         if node in self.ends or self._needs_memory(node):
             self._open(node, [node])
-        elif len(roots) == 1 or (node.op.kind is Kind.MOVE and _free(node)):
+            return
+        times = max(self._times(user) for user in self.users[node])
+        if node.op.kind is Kind.POINTWISE and _count(node) < times and self._costs(node):
+            self._open(node, [node])
+        elif (
+            len(roots) == 1
+            or (node.op.kind is Kind.MOVE and _free(node))
+            or self._pays_again(node, times, len(roots))
+        ):
             self.home[node] = roots
+            self.walk[node] = times
         else:
             self._open(node, [node])
+
+    def _times(self, user: Node) -> int:
+        """How often a reader asks for an element."""
+        return _count(user.inputs[0]) if user.op.kind is Kind.REDUCE else self.walk[user]
+
+    def _costs(self, node: Node) -> bool:
+        """Whether a node, or what its kernel would compute for it alone, costs more than reading
+        it: it is not to be computed again for each element of something larger.
+        """
+        if node not in self.costs:
+            small = (n for n in node.inputs if n.op.kind is Kind.POINTWISE)
+            dear = node.op.name not in CHEAP
+            self.costs[node] = dear or any(
+                self._costs(n) for n in small if _count(n) == _count(node)
+            )
+        return self.costs[node]
+
+    def _is_repeated(self, node: Node) -> bool:
+        """Whether a node that might end rows will be computed in each of its readers instead."""
+        users = self.users[node]
+        readers = max(len(users), 2 * any(user in self.again for user in users))
+        written = node in self.ends or readers < 2 or self._needs_memory(node)
+        return not written and self._pays_again(node, _count(node), readers)
+
+    def _pays_again(self, node: Node, times: int, readers: int) -> bool:
+        """Whether to compute a cheap node in each of its readers moves less memory than to write it
+        once and read it in each.
+        """
+        if node.op.kind is not Kind.POINTWISE or _count(node) != times:
+            return False
+        sources, near, again = set[Node](), [node], set[Node]()
+        while near and len(again) < MOST_AGAIN:
+            at = near.pop()
+            again.add(at)
+            for source in at.inputs:
+                if source.op.name in CHEAP and source not in again:
+                    near.append(source)
+                elif _count(source) == times and source not in again:
+                    sources.add(source)
+        if near or node.op.name not in CHEAP:
+            return False
+        return len(sources) * readers <= len(sources) + 1 + readers
 
     def _must_be_written(self, leaf: Node) -> bool:
         """Whether a leaf that has no memory of its own needs some."""
@@ -268,13 +353,16 @@ class _Fusion:
         return any(self._reads_from_memory(user, node) for user in self.users[node])
 
     def _reads_from_memory(self, user: Node, node: Node) -> bool:
+        if user.op.name == "scatter_add" and node.op.name == "expand":
+            return False
         if reads_memory(user):
             return True
         if user.op.name == "reshape" and not is_squeeze(user):
             return True
         if user.op.name in INDIRECT and user.inputs[0] is node:
             return True
-        return any(self.anchors[root].op.kind is Kind.CONTRACT for root in self.home[user])
+        homes = self.home.get(user, ())
+        return any(self.anchors[root].op.kind is Kind.CONTRACT for root in homes)
 
     def _ordered(self) -> tuple[Group, ...]:
         inside: dict[Node, list[Node]] = {root: [] for root in self.anchors}
@@ -323,11 +411,8 @@ class _Fusion:
         return Group(self.anchors[root], tuple(inside), tuple(self.written[root]))
 
 
-def is_column(operand: Node, value: Node) -> bool:
-    """Whether ``operand`` holds one value for each output channel (axis 1 of images, the last of
-    matrices).
-    """
-    axis = value.ndim - 3 if value.ndim == 4 else value.ndim - 1
+def is_column(operand: Node, value: Node, axis: int) -> bool:
+    """Whether ``operand`` holds one value for each position along ``axis``, the contiguous one."""
     own = operand.ndim - (value.ndim - axis)
     return (
         own >= 0
@@ -351,6 +436,17 @@ def is_squeeze(node: Node) -> bool:
     """
     real = [tuple(size for size in n.shape if size != 1) for n in (node, node.inputs[0])]
     return real[0] == real[1]
+
+
+def _count(node: Node) -> int:
+    """Elements of a value, at most."""
+    return bounds(node.tensor_type.count)[1]
+
+
+def _is_behind(node: Node) -> bool:
+    """Whether a reduction is over the last axes and leaves others."""
+    axes, ndim = node.attrs["axes"], node.inputs[0].ndim
+    return tuple(axes) == tuple(range(ndim - len(axes), ndim)) and len(axes) < ndim
 
 
 def _position(node: Node) -> bool:

@@ -18,11 +18,20 @@ from dlc.ir.op import Kind
 from dlc.ir.plan import Layout
 from dlc.ir.rewrite import Journal
 from dlc.ir.types import TensorType
+from dlc.ops.across import weight_order
+from dlc.ops.phases import reach_of_phases
 from dlc.ops.winograd import overhang
 
 CHANNELS_LAST = (0, 2, 3, 1)
 PLANES = (0, 1, 2, 3)
-CONVOLUTIONS = ("conv2d_direct", "conv2d_planes", "conv2d_depthwise", "conv2d_winograd")
+CONVOLUTIONS = (
+    "conv2d_direct",
+    "conv2d_planes",
+    "conv2d_depthwise",
+    "conv2d_winograd",
+    "conv2d_phases",
+)
+WEIGHT_GRADIENT = "conv2d_weight_direct"
 NO_HALO = ((0, 0),) * 4
 
 Halo = tuple[tuple[int, int], ...]
@@ -81,20 +90,38 @@ def layouts(graph: Graph) -> dict[Node, Layout]:
 
 
 def _orders(graph: Graph) -> dict[Node, tuple[int, ...]]:
-    """The physical order of each single-output node."""
+    """The physical order of each single-output node. A parameter that has a new value lies as that
+    is computed, so that it can take its place.
+    """
+    orders = _orders_with(graph, {})
+    changed = {name: orders[graph.outputs[number]] for number, name in graph.aliases.items()}
+    leaves = {node: changed[node.name] for node in graph.parameters if node.name in changed}
+    if all(orders[leaf] == order for leaf, order in leaves.items()):
+        return orders
+    return _orders_with(graph, leaves)
+
+
+def _orders_with(
+    graph: Graph, leaves: Mapping[Node, tuple[int, ...]]
+) -> dict[Node, tuple[int, ...]]:
+    """The same where the order of some leaves is given."""
     orders: dict[Node, tuple[int, ...]] = {}
     for node in graph.nodes:
         if isinstance(node.type, TensorType):
-            orders[node] = _order(node, orders)
+            orders[node] = leaves[node] if node in leaves else _order(node, orders)
     return orders
 
 
 def _order(node: Node, orders: Mapping[Node, tuple[int, ...]]) -> tuple[int, ...]:
     rows = tuple(range(node.ndim))
+    if node.op.name == WEIGHT_GRADIENT:
+        return weight_order(node.attrs["parts"], node.attrs["planes"])
     if node.op.name == "relayout":
         return tuple(node.attrs["order"])
     if node.op.name in CONVOLUTIONS:
         return CHANNELS_LAST
+    if node.op.name in ("max_pool2d_grad", "avg_pool2d_grad"):
+        return orders[node.inputs[0]]
     follows = node.op.kind in (Kind.POINTWISE, Kind.WINDOW) or node.op.name in (
         "pad",
         "slice",
@@ -110,10 +137,14 @@ def _order(node: Node, orders: Mapping[Node, tuple[int, ...]]) -> tuple[int, ...
 
 def _need(node: Node, operand: int) -> tuple[tuple[int, ...], Halo] | None:
     """The order and halo in which a node reads an operand, None where any will do."""
-    if operand == 0 and node.op.name in CONVOLUTIONS:
+    if operand == 1 and node.op.name == WEIGHT_GRADIENT:
+        return CHANNELS_LAST, NO_HALO
+    if operand == 0 and node.op.name in (*CONVOLUTIONS, WEIGHT_GRADIENT):
         planes = node.op.name == "conv2d_planes" or node.attrs.get("planes")
         order = PLANES if planes else CHANNELS_LAST
         reach = node.attrs["padding"]
+        if node.op.name == "conv2d_phases":
+            reach = reach_of_phases(node.attrs, node.inputs[0].shape[2:])
         if node.op.name == "conv2d_winograd":  # its tiles reach beyond the padding
             beyond = (overhang(size, node.attrs["m"]) for size in node.shape[2:])
             reach = tuple((low, high + more) for (low, high), more in zip(reach, beyond))

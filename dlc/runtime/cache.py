@@ -185,7 +185,11 @@ class Cache:
                 f"a directory of user {os.geteuid()} that nobody else may write to",
                 f"{stat.filemode(found.st_mode)} of user {found.st_uid}",
                 where=self.path,
-                advice=f"Run `chmod 700 {self.path}` if it is yours, or set DLC_CACHE_DIR.",
+                advice=(
+                    f"Run `chmod 700 {self.path}` if it is yours, or set DLC_CACHE_DIR."
+                    if stat.S_ISDIR(found.st_mode)
+                    else "Move that file away, or set DLC_CACHE_DIR to a directory."
+                ),
             )
         )
 
@@ -196,7 +200,7 @@ class Cache:
         try:
             return self.check() or (make and self._make())
         except OSError as error:  # CacheError is one
-            self._warn(f"it is not used: {error}")
+            self._warn(str(error))
             return False
 
     def _make(self) -> bool:
@@ -267,7 +271,7 @@ class Cache:
         return os.path.join(self.path, key)
 
     def _warn(self, reason: str) -> None:
-        message = f"the cache {self.path} cannot help, dlc compiles afresh: {reason}"
+        message = f"the cache {self.path} is not used, dlc compiles afresh each time: {reason}"
         log.info(message)
         if not self._warned:
             self._warned = True

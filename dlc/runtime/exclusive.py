@@ -7,6 +7,7 @@ loaded, which fails from then on; so Ctrl-C waits until it is done.
 
 from __future__ import annotations
 
+import logging  # noqa: F401  (its lock is held over a fork too, and taken after this one)
 import os
 import signal
 import threading
@@ -14,20 +15,38 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-_inside = threading.RLock()
+_inside = threading.Lock()
+_next = threading.Lock()  # held by whoever is next, so that a fork is not left waiting for ever
+_mine = threading.local()
 
 
 @contextmanager
 def exclusive() -> Iterator[None]:
     """Call LLVM or Numba within this block, or in a function that it decorates."""
-    with _inside:
+    _enter()
+    try:
         yield
+    finally:
+        _leave()
+
+
+def _enter() -> None:
+    _mine.depth = getattr(_mine, "depth", 0) + 1
+    if _mine.depth == 1:
+        with _next:
+            _inside.acquire()
+
+
+def _leave() -> None:
+    _mine.depth -= 1
+    if not _mine.depth:
+        _inside.release()
 
 
 @contextmanager
 def importing() -> Iterator[None]:
     """Import LLVM, Numba, or modules that do, within this block."""
-    with _inside, _uninterrupted():
+    with exclusive(), _uninterrupted():
         yield
 
 
@@ -49,6 +68,11 @@ def _uninterrupted() -> Iterator[None]:
             signal.raise_signal(signal.SIGINT)
 
 
-os.register_at_fork(
-    before=_inside.acquire, after_in_parent=_inside.release, after_in_child=_inside.release
-)
+def _new_locks() -> None:
+    """In a forked child no other thread waits."""
+    global _next
+    _next = threading.Lock()
+    _leave()
+
+
+os.register_at_fork(before=_enter, after_in_parent=_leave, after_in_child=_new_locks)

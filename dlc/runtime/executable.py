@@ -6,11 +6,11 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeAlias
 
 import numpy as np
 
-from dlc.errors import ArgumentError
+from dlc.errors import ArgumentError, ExecutionError
 
 if TYPE_CHECKING:
     from dlc.runtime.profile import Profile
@@ -130,6 +130,15 @@ class Executable:
         ``prepared`` from parameters, and for the ``state`` that calls change.
         """
         return dict(self._runner.memory)
+
+    def __repr__(self) -> str:
+        return f"<Executable of {len(self.kernels)} kernels>"
+
+    def __reduce__(self) -> NoReturn:
+        raise ExecutionError(
+            "an Executable holds native code of this process, so it is neither copied nor pickled; "
+            "pickle the model and compile it there, which the cache makes quick"
+        )
 
     @property
     def graph(self) -> Any:

@@ -7,6 +7,7 @@ between layers; so every layer is judged by itself, and a wrong one does not tai
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -124,6 +125,11 @@ class _Comparison:
     def _three(self) -> tuple[Twin, Twin, Twin]:
         """In float64, in the type of the comparison, and in float64 with rounding errors."""
         return self._twin(), self._twin(self._dtype), self._twin(jitter=self._unit)
+
+    @functools.cached_property
+    def _layers(self) -> tuple[Twin, Twin, Twin]:
+        """For single layers, whose results do not depend on the statistics that they change."""
+        return self._three()
 
     def report(self, inputs: Sequence[Array], gradients: bool) -> DiffReport:
         """Run everything and put the rows together."""
@@ -345,7 +351,7 @@ class _Comparison:
         arguments = self._plain[0].calls[key].arguments
         fed = self._references[key].inputs
         exact, theirs, moved = (
-            local_gradients(twin, key, arguments, fed, weights) for twin in self._three()
+            local_gradients(twin, key, arguments, fed, weights) for twin in self._layers
         )
         ours, bounds = self._local.gradients.get(key, {}), self._bounds(key)
         for name, gradient in exact.items():
@@ -364,26 +370,25 @@ class _Comparison:
 
     def _accumulated_gradient(self, name: str) -> tuple[float | None, float | None]:
         exact, theirs, _ = (each.parameters.get(name) for each in self._backward)
-        ours = self._whole_gradients()[0].get(name)
+        ours = self._whole_gradients[0].get(name)
         if exact is None or theirs is None:
             return None, None
         return None if ours is None else _farthest([ours], [exact]), _farthest([theirs], [exact])
 
-    def _whole_gradients(self) -> tuple[dict[str, Array], dict[int, Array]]:
-        """All gradients of the model in one compiled function; none where it cannot be compiled."""
-        if not hasattr(self, "_made_gradients"):
-            self._gradient_failure = ""
-            given = self._ours, self._inputs, self._weights, self._threads
-            try:
-                self._made_gradients = diff_dlc.whole_gradients(*given)
-            except Error as error:
-                self._gradient_failure = str(error)
-                self._made_gradients = {}, {}
-        return self._made_gradients
+    @functools.cached_property
+    def _whole_gradients(self) -> tuple[dict[str, Array], dict[int, Array], str]:
+        """All gradients of the model, in parameters and inputs, in one compiled function; or none,
+        and why it cannot be compiled.
+        """
+        given = self._ours, self._inputs, self._weights, self._threads
+        try:
+            return *diff_dlc.whole_gradients(*given), ""
+        except Error as error:
+            return {}, {}, str(error)
 
     def _whole_gradients_row(self) -> Row:
         """All gradients that came through the whole net."""
-        ours, of_inputs = self._whole_gradients()
+        ours, of_inputs, failure = self._whole_gradients
         exact, theirs, moved = self._backward
         parts = [
             (name, judging.judge_norm(g, *(b.parameters[name] for b in self._backward)))
@@ -394,12 +399,9 @@ class _Comparison:
             (f"input{i}", judging.judge_norm(g, exact.inputs[i], theirs.inputs[i], moved.inputs[i]))
             for i, g in of_inputs.items()
         ]
-        missing = [name for name in exact.parameters if name not in ours]
         found = merge(parts) or judging.failed("gives no gradients")
-        if missing or self._gradient_failure:
-            found = judging.failed(
-                self._gradient_failure or f"has no gradient in {', '.join(missing)}"
-            )
+        if missing := [name for name in exact.parameters if name not in ours]:
+            found = judging.failed(failure or f"has no gradient in {', '.join(missing)}")
         far = (found.error, found.torch_error)
         return row("gradients", "", "all gradients", found, accumulated=far)
 
@@ -411,7 +413,7 @@ class _Comparison:
 
         fed, weights = self._references[key].inputs, self._cotangents(key)
         g = weights[0] if weights else None
-        linear = linear_bound(self._twin(), key, fed, g)
+        linear = linear_bound(self._layers[0], key, fed, g)
         if linear is None:
             return {}
         bounds = {
@@ -448,7 +450,7 @@ class _Comparison:
         if outputs := self._local.outputs.get(key):
             fed, exact = self._references[key].inputs, self._references[key].exact
             arguments = self._plain[0].calls[key].arguments
-            found += experiments(self._twin(), key, arguments, fed, outputs[0], exact[0])
+            found += experiments(self._layers[0], key, arguments, fed, outputs[0], exact[0])
         return found
 
     def _notes(self, rows: Sequence[Row]) -> Iterator[str]:

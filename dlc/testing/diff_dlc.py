@@ -229,7 +229,8 @@ def through(
     model: Module, inputs: Sequence[Array], paths: Iterable[str], threads: int | None
 ) -> Through:
     """Compile and run the model with the outputs of all layers as outputs of its own."""
-    model, keys, counts = copy.deepcopy(model), [], Counter[str]()
+    model, counts = copy.deepcopy(model), Counter[str]()
+    keys: list[Key] = []
     nodes: list[Node] = []
 
     def layer(

@@ -104,8 +104,8 @@ def _relations(ours: Array, exact: Array) -> Iterator[tuple[str, Array]]:
 
 
 def _explains(made: Array, ours: Array, exact: Array) -> bool:
-    """Whether an experiment gives what came: it leaves a tenth, at most, of the elements unexplained
-    that differ from what was expected. (A few may: values round to the one or the other side.)
+    """Whether an experiment gives what came: of the elements that are not what was expected, it
+    leaves a tenth at most. (It may leave a few: numbers are rounded to this side or to that.)
     """
     if made.shape != ours.shape or ours.shape != exact.shape:
         return False
@@ -171,11 +171,12 @@ def _switch_mode(layer: nn.Module) -> bool:
     return True
 
 
-def _round_parameters(layer: nn.Module) -> bool:
-    parameters = list(layer.parameters())
-    for parameter in parameters:
-        parameter.copy_(parameter.half())
-    return bool(parameters)
+def _round_weight(layer: nn.Module) -> bool:
+    weight = getattr(layer, "weight", None)
+    if weight is None:
+        return False
+    weight.copy_(weight.half())
+    return True
 
 
 CHANGES: dict[str, Callable[[nn.Module], bool]] = {
@@ -186,5 +187,5 @@ CHANGES: dict[str, Callable[[nn.Module], bool]] = {
     "it is as if weight and bias were exchanged": _swap_weight_and_bias,
     "it is as if the running statistics were still 0 and 1": _fresh_statistics,
     "it is as if the layer were in the other mode, training or inference": _switch_mode,
-    "it is as if the parameters were rounded to float16": _round_parameters,
+    "it is as if the weight were rounded to float16": _round_weight,
 }

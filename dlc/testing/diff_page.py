@@ -48,9 +48,9 @@ def page(report: DiffReport) -> str:
 </head>
 <body>
 <h1>{_text(title)} <small>in PyTorch, {_text(report.dtype)} against float64</small></h1>
+{_list("The weights differ", report.weights)}
 <p class="{"good" if report.ok else "bad"} verdict">{_text(report.summary())}</p>
 {_first(report)}
-{_list("The weights differ", report.weights)}
 {_list("On one side only, judged as code between layers", report.unmatched)}
 {_list("Notes", report.notes)}
 <div class="scroll"><table>
@@ -149,6 +149,7 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; width: 10
 th, td { text-align: left; padding: .2rem .6rem; border-bottom: 1px solid var(--line);
   white-space: nowrap; font-weight: normal; }
 thead th { color: var(--quiet); font-size: .85rem; vertical-align: bottom; }
+thead th:nth-child(n + 5) { text-align: right; }
 tbody th { font-family: ui-monospace, monospace; font-size: .9rem; }
 tr.between th, tr.between td { color: var(--quiet); } tr.between th { padding-left: 1.8rem; }
 tr.model th, tr.gradients th { font-weight: 600; }

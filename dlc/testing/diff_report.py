@@ -93,8 +93,21 @@ def row(
 ) -> Row:
     """A row from a judgement."""
     return Row(
-        *(kind, path, name, where, found.verdict, found.error, found.torch_error),
-        *(found.tolerance, found.share, *accumulated, found.scale, shape, found.why, tuple(hints)),
+        kind=kind,
+        path=path,
+        name=name,
+        where=where,
+        verdict=found.verdict,
+        local=found.error,
+        torch_local=found.torch_error,
+        tolerance=found.tolerance,
+        share=found.share,
+        accumulated=accumulated[0],
+        torch_accumulated=accumulated[1],
+        scale=found.scale,
+        shape=shape,
+        why=found.why,
+        hints=tuple(hints),
     )
 
 

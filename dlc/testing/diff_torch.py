@@ -339,15 +339,15 @@ def linear_bound(
 def _summands(layer: Any) -> int:
     """Products in one element of the output."""
     if isinstance(layer, nn.Linear):
-        return layer.in_features
-    return layer.in_channels // layer.groups * math.prod(layer.kernel_size)
+        return int(layer.in_features)
+    return int(layer.in_channels // layer.groups * math.prod(layer.kernel_size))
 
 
 def _summands_back(layer: Any) -> int:
     """Products, at most, in one element of the gradient in the input."""
     if isinstance(layer, nn.Linear):
-        return layer.out_features
-    return layer.out_channels // layer.groups * math.prod(layer.kernel_size)
+        return int(layer.out_features)
+    return int(layer.out_channels // layer.groups * math.prod(layer.kernel_size))
 
 
 # What it is made of.

@@ -239,9 +239,9 @@ def _check_input(
     if np.abs(twice[0] - twice[1]).max(initial=0.0) > nondet_tol:
         raise GradcheckError(f"the gradient in input {i} differs from run to run")
     if fast:
-        direction = np.random.default_rng(i + 1).normal(size=array.shape)
+        direction = np.asarray(np.random.default_rng(i + 1).normal(size=array.shape))
         norm = float(np.linalg.norm(direction)) or 1.0
-        direction = direction / norm
+        direction = np.asarray(direction / norm)
         columns = _differences(subject, i, array, direction, eps)
         numeric = sum(float((w * c).sum()) for w, c in zip(weights, columns, strict=True))
         analytic = float((twice[0] * direction).sum())

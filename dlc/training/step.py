@@ -68,16 +68,21 @@ class OfBatches(ABC):
         if (specs, version) not in self._compiled:
             self._compiled = {key: e for key, e in self._compiled.items() if key[1] == version}
             self._compiled[specs, version] = driver.compile(
-                self._named, *specs, threads=self._threads, progress=self._progress
+                self._traced(), *specs, threads=self._threads, progress=self._progress
             )
         return self._compiled[specs, version]
 
-    def _named(self, *tensors: Node) -> Any:
-        """`compute`, with the model's own names for its parameters."""
-        scope = active()
-        assert scope is not None, "it is traced, never called"
-        scope.adopt(self.model, "")
-        return self.compute(*tensors)
+    def _traced(self) -> Callable[..., Any]:
+        """`compute`, with the model's own names for its parameters, and a name for progress."""
+
+        def function(*tensors: Node) -> Any:
+            scope = active()
+            assert scope is not None, "it is traced, never called"
+            scope.adopt(self.model, "")
+            return self.compute(*tensors)
+
+        function.__name__ = f"{type(self).__name__}({type(self.model).__name__})"
+        return function
 
     def _specs(self, batch: tuple[Any, ...]) -> tuple[TensorSpec, ...]:
         if self._max_batch is None:

@@ -384,7 +384,7 @@ class Trainer:
         notes = {
             "model": type(self.model).__name__,
             "optimizer": {"name": type(self.optimizer).__name__, "groups": state["param_groups"]},
-            "scheduler": self.scheduler.state_dict() if self.scheduler else None,
+            "scheduler": self._schedule_state(),
             "batches": self._batches.state_dict() if self._batches else self._resumed,
             "epoch": self.epoch,
             "step": self.step,
@@ -425,7 +425,7 @@ class Trainer:
         self.optimizer.load_state_dict(state)
         self.model.load_state_dict(weights)
         if self.scheduler:
-            self.scheduler.load_state_dict(notes["scheduler"])
+            self.scheduler.load_state_dict(notes["scheduler"]["state"])
         random_state.data = arrays["random"]
         self.epoch, self.step = notes["epoch"], notes["step"]
         self._sums, self._samples = dict(notes["sums"]), notes["samples"]
@@ -433,16 +433,21 @@ class Trainer:
         self.history = History(list(notes["history"]), notes["best"][1])
         self._resumed, self._batches = notes["batches"], None
 
+    def _schedule_state(self) -> dict[str, Any] | None:
+        if self.scheduler is None:
+            return None
+        return {"name": type(self.scheduler).__name__, "state": self.scheduler.state_dict()}
+
     def _check_kinds(self, path: str, notes: Mapping[str, Any]) -> None:
         ours = type(self.optimizer).__name__
         if notes["optimizer"]["name"] != ours:
             expected, got = f"a checkpoint of a run with {ours}", notes["optimizer"]["name"]
             raise CheckpointError(explain(repr(path), expected, got))
-        if (notes["scheduler"] is None) != (self.scheduler is None):
-            words = ("a schedule", "none")
-            expected = f"a checkpoint of a run with {words[self.scheduler is None]}"
-            got = words[notes["scheduler"] is None]
-            raise CheckpointError(explain(repr(path), expected, got))
+        schedules = [each and each["name"] for each in (self._schedule_state(), notes["scheduler"])]
+        if schedules[0] != schedules[1]:
+            ours, theirs = (name or "no schedule" for name in schedules)
+            expected = f"a checkpoint of a run with {ours}"
+            raise CheckpointError(explain(repr(path), expected, theirs))
 
 
 class _Keeper:

@@ -28,8 +28,9 @@ def mlp(lib):
     )
 
 
-def resnet18(lib, classes=10):
+def resnet18(lib, classes=10, act="relu"):
     n = lib.nn
+    bend = getattr(lib.F, act)
 
     class Block(n.Module):
         def __init__(self, channels, filters, stride):
@@ -45,8 +46,8 @@ def resnet18(lib, classes=10):
                 )
 
         def forward(self, x):
-            y = lib.F.relu(self.bn1(self.conv1(x)))
-            return lib.F.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
+            y = bend(self.bn1(self.conv1(x)))
+            return bend(self.bn2(self.conv2(y)) + self.shortcut(x))
 
     stages = [
         block
@@ -59,6 +60,11 @@ def resnet18(lib, classes=10):
     head = (n.AdaptiveAvgPool2d(1), n.Flatten(), n.Linear(512, classes))
     stem = (n.Conv2d(3, 64, 3, 1, 1, bias=False), n.BatchNorm2d(64), n.ReLU())
     return n.Sequential(*stem, *stages, *head)
+
+
+def smooth_resnet18(lib):
+    """ResNet-18 with SiLU in place of ReLU behind its blocks, so that gradients are continuous."""
+    return resnet18(lib, act="silu")
 
 
 def vgg11_bn(lib, classes=10):

@@ -65,7 +65,10 @@ class Program:
         memory = Memory(plan, {**arrays, **constants}, threads, way)
         for step in (*plan.prepare, *plan.main):
             kernel = kernels[step.kernel]
-            words = [memory.word(arg) for arg in step.args]
+            words = [
+                memory.word(arg, param.type)
+                for arg, param in zip(step.args, kernel.params, strict=True)
+            ]
             for thread in reversed(range(threads)):
                 if way == "python":
                     twins = {tile.name: tile.twin() for tile in kernel.objects}
@@ -106,10 +109,10 @@ class Memory:
             return self.own[buffer.role].view(_stored(buffer))
         return self.guarded[buffer.role, buffer.name].inside.view(_stored(buffer))
 
-    def word(self, arg):
+    def word(self, arg, kind):
         """An argument: a typed pointer for Python, an address for native code, or a number."""
         if isinstance(arg, Scratch):
-            return self.place(self.own["scratch"].view(np.float32), 0)
+            return self.place(self.own["scratch"].view(kind.removesuffix("*")), 0)
         if not isinstance(arg, Address):
             return evaluate(arg, self.sizes)
         buffer = self.plan.buffers[arg.buffer]

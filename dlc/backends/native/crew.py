@@ -32,6 +32,7 @@ from dlc.backends.native.isa import LEVELS
 from dlc.backends.native.objects import build
 from dlc.debug import LLVM, setup
 from dlc.errors import CompileError
+from dlc.runtime.exclusive import importing
 
 logger = logging.getLogger("dlc.backends.native")
 
@@ -71,7 +72,9 @@ class Job:
         """The relocatable object."""
         isa, text = LEVELS[self.isa], self.text
         if self.module:
-            made: bytes = import_module(self.module).build(isa)
+            with importing():
+                module = import_module(self.module)
+            made: bytes = module.build(isa)
             return made
         if self.params is not None:
             text = lower(text, self.name, self.params, isa, self.externs)

@@ -33,6 +33,7 @@ import numpy as np
 from dlc.backends.native.isa import Isa
 from dlc.backends.native.objects import RAISED
 from dlc.errors import CompileError, explain
+from dlc.runtime.exclusive import exclusive, importing
 
 _POINTEES = frozenset({"float32", "float64", "int64", "int32", "uint8"})
 _LLVM = {"int64": "i64", "int32": "i32", "float64": "double", "float32": "float"}
@@ -149,6 +150,7 @@ def lower_function(
     return f"{body}\ndefine {kind} @{name}({declared}) {{\n{call}}}\n\n{_DECLARE}"
 
 
+@exclusive()
 def _lower_body(
     source: str,
     name: str,
@@ -159,10 +161,11 @@ def _lower_body(
     result: str = "",
 ) -> str:
     """LLVM text of the source's function, as an internal function `name.body`."""
-    from numba.core import errors, types
-    from numba.core.compiler_lock import global_compiler_lock
+    with importing():
+        from numba.core import errors, types
+        from numba.core.compiler_lock import global_compiler_lock
 
-    from dlc.backends.native.intrinsics import namespace
+        from dlc.backends.native.intrinsics import namespace
 
     single = not any(param.type.startswith("float64") for param in params)
     with global_compiler_lock:

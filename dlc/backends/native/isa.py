@@ -12,6 +12,7 @@ from functools import cache
 
 from dlc import config
 from dlc.errors import TargetError
+from dlc.runtime.exclusive import exclusive, importing
 
 _ITEM_BYTES = {"float32": 4, "float64": 8, "int32": 4, "int64": 8}
 
@@ -131,7 +132,9 @@ def _missing(level: Isa) -> str:
 
 
 @cache
+@exclusive()
 def _host_features() -> dict[str, bool]:
-    import llvmlite.binding as llvm
+    with importing():
+        import llvmlite.binding as llvm
 
     return dict(llvm.get_host_cpu_features())

@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 from dlc.backends.native import objects
 from dlc.backends.native.frontend import Param, lower_function
 from dlc.backends.native.isa import Isa
+from dlc.runtime.exclusive import exclusive, importing
 
 Words: TypeAlias = Any  # a row of int64 words: int64_t * in C
 
@@ -97,6 +98,7 @@ def system_call(**numbers: int) -> Callable[[FunctionType], Primitive]:
     return wrap
 
 
+@exclusive()
 def program(
     entries: Sequence[FunctionType],
     isa: Isa,
@@ -123,7 +125,8 @@ def program(
     bytes
         A relocatable ELF object.
     """
-    import llvmlite.binding as llvm
+    with importing():
+        import llvmlite.binding as llvm
 
     architecture = isa.triple.partition("-")[0]
     texts = [
@@ -162,7 +165,8 @@ def _globals(function: FunctionType) -> dict[str, Any]:
 
 def _lower(function: FunctionType, isa: Isa) -> str:
     """LLVM text of a function; those it calls are symbols."""
-    from numba.core import types
+    with importing():
+        from numba.core import types
 
     kinds = {"int64*": types.CPointer(types.int64), "int64": types.int64}
     names: dict[str, Any] = dict.fromkeys(_TYPES)  # its annotations are evaluated, and not needed

@@ -15,6 +15,7 @@ from typing import Any
 from dlc.backends.native.isa import Isa
 from dlc.errors import CompileError
 from dlc.runtime import elf
+from dlc.runtime.exclusive import exclusive
 
 LIBC = frozenset({"memcpy", "memmove", "memset", "pthread_create", "pthread_join", "syscall"})
 
@@ -22,6 +23,7 @@ LIBC = frozenset({"memcpy", "memmove", "memset", "pthread_create", "pthread_join
 RAISED = "dlc_kernel_raised"
 
 
+@exclusive()
 def build(
     text: str, entries: Sequence[str], isa: Isa, externs: Sequence[str] = (), speed: int = 3
 ) -> bytes:
@@ -54,12 +56,14 @@ def build(
     return code
 
 
+@exclusive()
 def assembly(text: str, entries: Sequence[str], isa: Isa, speed: int = 3) -> str:
     """The assembly that `build` would put into its object, for people and tests to read."""
     result: str = _machine(isa).emit_assembly(optimise(text, entries, isa, speed))
     return result
 
 
+@exclusive()
 def optimise(text: str, entries: Sequence[str], isa: Isa, speed: int = 3) -> Any:
     """The optimised module (an `llvmlite.binding.ModuleRef`) of an LLVM text; as for `build`."""
     import llvmlite.binding as llvm

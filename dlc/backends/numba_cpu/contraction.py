@@ -21,6 +21,12 @@ from dlc.backends.numba_cpu.contract import (
 from dlc.backends.numba_cpu.depthwise import Depthwise, DepthwiseTile, depthwise_sizes
 from dlc.backends.numba_cpu.kernel import Kernel, Sizes
 from dlc.backends.numba_cpu.planes import Planes, PlanesTile
+from dlc.backends.numba_cpu.strided import (
+    Strided,
+    across_sizes,
+    strided_vectors,
+    weight_grad_sizes,
+)
 from dlc.backends.numba_cpu.vectors import Epilogue, Operand
 from dlc.backends.numba_cpu.winograd import Winograd, winograd_sizes
 from dlc.backends.numba_cpu.writer import SCRATCH, KernelSource, Value, literal, scalar_text
@@ -28,35 +34,44 @@ from dlc.ir.node import Node
 from dlc.ir.op import Kind
 from dlc.ir.plan import Layout
 from dlc.ir.schedule import Group
-from dlc.ir.sizes import Size, as_size
+from dlc.ir.sizes import Size, as_size, product
 from dlc.ir.types import ITEMSIZE
+from dlc.ops.across import SCALARS_AT_STORE
+from dlc.ops.phases import Phase, phases_with
 
 Layouts = Mapping[Node, Layout]
 Operands = Mapping[str, Node]
 
 
-def contract_kernel(group: Group, layouts: Layouts, isa: Isa) -> KernelSource:
-    """The kernel of a group anchored by a contraction."""
+def contract_kernels(group: Group, layouts: Layouts, isa: Isa) -> list[KernelSource]:
+    """The kernels of a group anchored by a contraction, which run one after the other."""
+    if group.anchor.op.name == "conv2d_phases":
+        return _phases(group, layouts, isa)
     epilogue, operands = epilogue_of(group)
     make = _KERNELS[group.anchor.op.name]
     kernel, sizes, start = make(group, layouts, isa, epilogue, operands)
     x, w = group.anchor.inputs
-    named: dict[str, Any] = {
-        "x": Value(x, start),
-        "w": Value(w),
-        "y": Value(group.outputs[0]),
-        "scratch": SCRATCH,
-        **sizes,
-    }
+    named = {"x": Value(x, start), "w": Value(w), "y": Value(group.outputs[0])}
     named |= {name: Value(node) for name, node in operands.items()}
+    return [_source(group, kernel, sizes, named)]
+
+
+def _source(
+    group: Group,
+    kernel: Kernel,
+    sizes: Sizes,
+    places: Mapping[str, Value],
+    flops: Size | None = None,
+) -> KernelSource:
+    """A kernel with its arguments: sizes, and where its operands lie, by name."""
+    named: dict[str, Any] = {"scratch": SCRATCH, **sizes, **places}
     args = tuple(named[param.name] for param in kernel.params)
     externs = tuple(tile.extern for tile in kernel.tiles)
     # Named by its form: a convolution and a matrix product share a kernel.
     stem = kernel.name.rsplit("_", 1)[0]
     scratch = sizes.get("share", 0) * ITEMSIZE[group.anchor.dtype]
-    return KernelSource(
-        kernel.name, kernel.source, kernel.params, args, externs, kernel.tiles, scratch, stem
-    )
+    parts = (kernel.params, args, externs, kernel.tiles)
+    return KernelSource(kernel.name, kernel.source, *parts, scratch, stem, flops)
 
 
 def epilogue_of(group: Group) -> tuple[Epilogue, Operands]:
@@ -65,23 +80,24 @@ def epilogue_of(group: Group) -> tuple[Epilogue, Operands]:
     """
     texts: dict[Node, str] = {group.anchor: "acc"}
     operands: dict[Operand, Node] = {}
-    out = group.outputs[0]
     last = group.anchor
     for node in group.inside:
         if node is group.anchor or node.op.kind is Kind.WINDOW:  # a maximum behind the expression
             continue
         for source in node.inputs:
             if source not in texts:
-                texts[source] = _operand_text(source, out, operands)
+                texts[source] = _operand_text(source, group, operands)
         texts[node] = scalar_text(node, [texts[source] for source in node.inputs])
         last = node
     return Epilogue(texts[last], tuple(operands)), {o.name: node for o, node in operands.items()}
 
 
-def _operand_text(node: Node, out: Node, operands: dict[Operand, Node]) -> str:
+def _operand_text(node: Node, group: Group, operands: dict[Operand, Node]) -> str:
     if node.op.name == "constant" and node.tensor_type.count == 1:
         return literal(node.attrs["value"].reshape(())[()].item(), node.dtype)
-    kind = "full" if node.shape == out.shape else "column"
+    kind = "full" if node.shape == group.outputs[0].shape else "column"
+    if node.tensor_type.count == 1 and group.anchor.op.name in SCALARS_AT_STORE:
+        kind = "scalar"
     operand = Operand(f"{kind}{len(operands)}", kind)
     operands[operand] = node
     return operand.name
@@ -149,6 +165,100 @@ def _depthwise(
         isa, node.dtype, w.shape[1], attrs["stride"][1], attrs["dilation"][1], epilogue
     )
     return Depthwise(tile).kernel, sizes, _corner(x, layouts, attrs["padding"])
+
+
+def _phases(group: Group, layouts: Layouts, isa: Isa) -> list[KernelSource]:
+    """For each phase of the stride a convolution of the gradient, whose results lie a stride apart;
+    where a phase has no taps, its sum has no terms.
+    """
+    node, out, attrs = group.anchor, group.outputs[0], group.anchor.attrs
+    epilogue, operands = epilogue_of(group)
+    weights, made = iter(node.inputs[1:]), []
+    for rows, columns in phases_with(attrs, attrs["kernel"]):
+        some = bool(rows.taps and columns.taps)
+        w = next(weights) if some else node.inputs[1]
+        phase = _depthwise_phase if some and attrs["depthwise"] else _dense_phase
+        kernel, sizes = phase(group, layouts, isa, epilogue, operands, rows, columns)
+        _, row, pixel = _image_strides(node.inputs[0], layouts)
+        start = as_size(row) * rows.offset + as_size(pixel) * columns.offset
+        named = {"x": Value(node.inputs[0], start), "w": Value(w)}
+        for name, place in (("y", out), *operands.items()):
+            _, row, pixel = _image_strides(place, layouts) if place.ndim == 4 else (0, 0, 0)
+            full = place.shape == out.shape
+            first = as_size(row) * rows.start + as_size(pixel) * columns.start if full else 0
+            named[name] = Value(place, first)
+        count = rows.count(node.shape[2]) * as_size(columns.count(node.shape[3]))
+        products = len(rows.taps) * len(columns.taps) * (node.inputs[0].shape[1] // attrs["groups"])
+        flops = 2 * node.shape[0] * count * products * attrs["channels"]
+        made.append(_source(group, kernel, sizes, named, flops))
+    return made
+
+
+def _dense_phase(
+    group: Group,
+    layouts: Layouts,
+    isa: Isa,
+    epilogue: Epilogue,
+    operands: Operands,
+    rows: Phase,
+    columns: Phase,
+) -> tuple[Kernel, Sizes]:
+    node, out, attrs = group.anchor, group.outputs[0], group.anchor.attrs
+    g, groups = node.inputs[0], 1 if attrs["depthwise"] else attrs["groups"]
+    channels = attrs["channels"] // groups
+    sizes = conv2d_sizes(
+        epilogue,
+        shape=(node.shape[0], rows.count(node.shape[2]), columns.count(node.shape[3])),
+        columns=channels,
+        channels=g.shape[1] // groups,
+        kernel=(len(rows.taps), len(columns.taps)),
+        x_strides=(*_image_strides(g, layouts), 1),
+        y_strides=_apart(_image_strides(out, layouts), rows, columns),
+        dilation=(rows.step, columns.step),
+        groups=groups,
+        fulls=_fulls_apart(epilogue, operands, layouts, rows, columns),
+    )
+    vectors = tile_vectors(isa, node.dtype, channels)
+    return Contraction(isa, node.dtype, epilogue, vectors).kernel, sizes
+
+
+def _depthwise_phase(
+    group: Group,
+    layouts: Layouts,
+    isa: Isa,
+    epilogue: Epilogue,
+    operands: Operands,
+    rows: Phase,
+    columns: Phase,
+) -> tuple[Kernel, Sizes]:
+    node, out = group.anchor, group.outputs[0]
+    sizes = depthwise_sizes(
+        epilogue,
+        shape=(node.shape[0], rows.count(node.shape[2]), columns.count(node.shape[3])),
+        columns=node.shape[1],
+        lines=len(rows.taps),
+        x_strides=_image_strides(node.inputs[0], layouts),
+        y_strides=_apart(_image_strides(out, layouts), rows, columns),
+        dilation=rows.step,
+        fulls=_fulls_apart(epilogue, operands, layouts, rows, columns),
+    )
+    tile = DepthwiseTile(isa, node.dtype, len(columns.taps), 1, columns.step, epilogue)
+    return Depthwise(tile).kernel, sizes
+
+
+def _apart(
+    strides: tuple[Size, Size, Size], rows: Phase, columns: Phase
+) -> tuple[Size, Size, Size]:
+    """Strides of the image, rows and pixels of one phase."""
+    image, row, pixel = strides
+    return image, row * rows.stride, pixel * columns.stride
+
+
+def _fulls_apart(
+    epilogue: Epilogue, operands: Operands, layouts: Layouts, rows: Phase, columns: Phase
+) -> dict[str, tuple[Size, Size, Size]]:
+    fulls = _fulls(epilogue, operands, layouts)
+    return {name: _apart(strides, rows, columns) for name, strides in fulls.items()}
 
 
 def _planes(
@@ -221,7 +331,50 @@ def _matmul_direct(
     return Contraction(isa, node.dtype, epilogue, vectors, packs=True).kernel, sizes, 0
 
 
+def _matmul_across(
+    group: Group, layouts: Layouts, isa: Isa, epilogue: Epilogue, operands: Operands
+) -> tuple[Kernel, Sizes, Size]:
+    node = group.anchor
+    a, b = node.inputs
+    *batch, depth, rows = a.shape
+    columns = b.shape[-1]
+    sizes = across_sizes(epilogue, rows=rows, columns=columns, depth=depth, batch=product(batch))
+    strided = Strided(isa, node.dtype, epilogue, strided_vectors(isa, node.dtype, columns))
+    return strided.kernel, sizes | {"share": strided.scratch_elements}, 0
+
+
+def _weight_grad(
+    group: Group, layouts: Layouts, isa: Isa, epilogue: Epilogue, operands: Operands
+) -> tuple[Kernel, Sizes, Size]:
+    node = group.anchor
+    (x, g), attrs = node.inputs, node.attrs
+    groups, outputs, inputs = attrs["groups"], g.shape[1], x.shape[1]
+    alone = groups == inputs == outputs and groups > 1
+    groups = 1 if alone else groups
+    columns = outputs // groups
+    image, channel, row, pixel = layouts[x].strides(x.shape)
+    sizes = weight_grad_sizes(
+        epilogue,
+        shape=(g.shape[0], *g.shape[2:]),
+        columns=columns,
+        channels=1 if alone else inputs // groups,
+        kernel=attrs["kernel"],
+        x_strides=(image, row, pixel, channel),
+        w_strides=_image_strides(g, layouts),
+        stride=attrs["stride"],
+        dilation=attrs["dilation"],
+        groups=groups,
+        parts=attrs["parts"],
+    )
+    vectors = strided_vectors(isa, node.dtype, columns)
+    strided = Strided(isa, node.dtype, epilogue, vectors, lanewise=alone)
+    corner = _corner(x, layouts, attrs["padding"])
+    return strided.kernel, sizes | {"share": strided.scratch_elements}, corner
+
+
 _KERNELS = {
+    "matmul_across": _matmul_across,
+    "conv2d_weight_direct": _weight_grad,
     "matmul_direct": _matmul_direct,
     "conv2d_direct": _direct,
     "conv2d_planes": _planes,

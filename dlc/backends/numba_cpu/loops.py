@@ -64,10 +64,12 @@ def collapse(
     body(probe, index_of(loops, ndim))
     if not probe.affine:
         return loops
+    together = {var.name for var in apart}
     merged = loops[-1:]
     for outer in reversed(loops[:-1]):
         innermost = merged[0]
-        walks = (outer.var in apart) == (innermost.var in apart) and all(
+        alike = (outer.var.name in together) == (innermost.var.name in together)
+        walks = alike and all(
             coefficient(a, outer.var) == as_size(coefficient(a, innermost.var)) * innermost.extent
             for a in probe.addresses
         )
@@ -122,20 +124,29 @@ def rows(writer: Writer, outer: Sequence[Loop], single: Loop | None = None) -> I
             yield
         return
     total = writer.size(product(loop.extent for loop in outer))
-    head = (
-        f"for row in range(div({total} * thread, threads), div({total} * (thread + 1), threads)):"
-    )
-    with writer.block(head):
-        rest = "row"
-        for number, loop in enumerate(reversed(outer)):
-            name, extent = loop.var.name, writer.size(loop.extent)
-            if number == len(outer) - 1:
-                writer.line(f"{name} = {rest}")
-            else:
-                writer.line(f"{name} = mod({rest}, {extent})")
-                writer.line(f"rest{number} = div({rest}, {extent})")
-                rest = f"rest{number}"
-        yield
+    writer.line(f"row_begin = div({total} * thread, threads)")
+    writer.line(f"row_end = div({total} * (thread + 1), threads)")
+    names = [(loop.var.name, writer.size(loop.extent)) for loop in outer]
+    with writer.block("if row_begin < row_end:"):
+        rest = "row_begin"
+        for number, (name, extent) in enumerate(reversed(names[1:])):
+            writer.line(f"{name} = mod({rest}, {extent})")
+            writer.line(f"rest{number} = div({rest}, {extent})")
+            rest = f"rest{number}"
+        writer.line(f"{names[0][0]} = {rest}")
+        with writer.block("for row in range(row_begin, row_end):"):
+            yield
+            _advance(writer, names)
+
+
+def _advance(writer: Writer, names: Sequence[tuple[str, str]]) -> None:
+    """Count the variables of nested loops one round on, without divisions."""
+    name, extent = names[-1]
+    writer.line(f"{name} += 1")
+    if len(names) > 1:
+        with writer.block(f"if {name} == {extent}:"):
+            writer.line(f"{name} = i64(0)")
+            _advance(writer, names[:-1])
 
 
 @contextmanager

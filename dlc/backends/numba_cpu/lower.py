@@ -15,12 +15,15 @@ from typing import Any
 
 from dlc.backends.native.crew import Job, compile_all
 from dlc.backends.native.isa import Isa
-from dlc.backends.numba_cpu.contraction import contract_kernel
+from dlc.backends.numba_cpu.contraction import contract_kernels
 from dlc.backends.numba_cpu.halo import halo_kernel
 from dlc.backends.numba_cpu.kernel import NativeFunction
 from dlc.backends.numba_cpu.loops import pointwise_kernel
+from dlc.backends.numba_cpu.moves import movement_kernel
 from dlc.backends.numba_cpu.opaque import OPAQUE, opaque_kernel
-from dlc.backends.numba_cpu.reduce import reduce_kernel
+from dlc.backends.numba_cpu.pool import pool_grad_kernel
+from dlc.backends.numba_cpu.reduce import reduce_kernels
+from dlc.backends.numba_cpu.weights import weights_kernel
 from dlc.backends.numba_cpu.window import window_kernel
 from dlc.backends.numba_cpu.writer import HEADER, SCRATCH, KernelSource, Start, Value, Where
 from dlc.ir.node import Node
@@ -93,8 +96,10 @@ class Lowering:
                         "halo", halo_kernel(node, schedule.layouts[node], "kernel")
                     )
                     steps.append(self._step(kernel, schedule, "halo", barrier=False))
-            kernel = self._named(group.label, kernel_of(group, schedule, self.isa))
-            steps.append(self._step(kernel, schedule, group.label, group=group))
+            *first, last = kernels_of(group, schedule, self.isa)
+            for made in (*first, last):  # they write apart, and meet behind the last of them
+                kernel, ends = self._named(group.label, made), made is last or made.barrier
+                steps.append(self._step(kernel, schedule, group.label, ends, group))
         return steps
 
     def _named(self, label: str, kernel: KernelSource) -> KernelSource:
@@ -132,7 +137,8 @@ class Lowering:
         )
         where = f" ({', '.join(origins[:2])})" if origins else ""
         guarded = bool(group.in_place)
-        return Step(kernel.name, args, barrier, label + where, group.flops, nbytes, guarded)
+        flops = group.flops if kernel.flops is None else kernel.flops
+        return Step(kernel.name, args, barrier, label + where, flops, nbytes, guarded)
 
     def _arg(self, arg: Any, schedule: Schedule) -> Arg:
         if arg is HEADER:
@@ -184,18 +190,29 @@ class Lowering:
         return Job(kernel.name, self.isa.name, kernel.source, kernel.params, kernel.externs)
 
 
-def kernel_of(group: Group, schedule: Schedule, isa: Isa) -> KernelSource:
-    """The kernel source of a group, by the kind of its anchor."""
+def kernels_of(group: Group, schedule: Schedule, isa: Isa) -> list[KernelSource]:
+    """The kernel sources of a group, by the kind of its anchor: of contractions and reductions one
+    or more.
+    """
+    if group.anchor.op.kind is Kind.CONTRACT:
+        return contract_kernels(group, schedule.layouts, isa)
+    if group.anchor.op.kind is Kind.REDUCE:
+        return reduce_kernels(group, schedule.layouts, "kernel")
+    return [_kernel_of(group, schedule, isa)]
+
+
+def _kernel_of(group: Group, schedule: Schedule, isa: Isa) -> KernelSource:
     kind = group.anchor.op.kind
-    if kind is Kind.CONTRACT:
-        return contract_kernel(group, schedule.layouts, isa)
-    if kind is Kind.REDUCE:
-        return reduce_kernel(group, schedule.layouts, "kernel")
     if kind is Kind.WINDOW:
         return window_kernel(group, schedule.layouts, "kernel")
+    if group.anchor.op.name in ("max_pool2d_grad", "avg_pool2d_grad"):
+        return pool_grad_kernel(group, schedule.layouts, "kernel")
+    if group.anchor.op.name == "pack_winograd":
+        return weights_kernel(group, schedule.layouts, isa)
     if kind is Kind.OPAQUE and group.anchor.op.name in OPAQUE:
         return opaque_kernel(group, schedule.layouts, "kernel")
-    return pointwise_kernel(group, schedule.layouts, "kernel")
+    moved = movement_kernel(group, schedule.layouts, isa, "kernel")
+    return moved or pointwise_kernel(group, schedule.layouts, "kernel")
 
 
 def _site(node: Node) -> Site:

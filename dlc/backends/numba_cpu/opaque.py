@@ -1,13 +1,13 @@
-"""Kernels of ops that fit no common form: pooling's indices and gradients, and scattered sums.
+"""Kernels of ops that fit no common form: pooling's indices, and scattered sums.
 
-Each thread owns what it writes: the gradients of pooling go plane by plane, scattered sums line by
-line, in the order of the data, so that the bits do not depend on the number of threads.
+Each thread owns what it writes: indices go plane by plane, scattered sums line by line, in the
+order of the data, so that the bits do not depend on the number of threads.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from dlc.backends.numba_cpu.loops import rows
 from dlc.backends.numba_cpu.writer import KernelSource, Loop, Var, Writer, cast, loop_over
@@ -45,34 +45,6 @@ def _max_pool2d_index(writer: Writer, node: Node) -> None:
     with _planes(writer, node) as (n, c), _windows(writer, node) as (oh, ow):
         _winner(writer, node, x, n, c)
         writer.store(node, (n, c, oh, ow), f"i64(best_h * {writer.size(x.shape[3])} + best_w)")
-
-
-def _max_pool2d_grad(writer: Writer, node: Node) -> None:
-    x, g = node.inputs
-    with _planes(writer, node) as (n, c):
-        _clear(writer, node, n, c)
-        with _windows(writer, g) as (oh, ow):
-            _winner(writer, node, x, n, c)
-            share = writer.value(g, (n, c, oh, ow))
-            best = (n, c, as_size(_any(writer, "best_h")), as_size(_any(writer, "best_w")))
-            _add(writer, node, best, share)
-
-
-def _avg_pool2d_grad(writer: Writer, node: Node) -> None:
-    g, attrs = node.inputs[0], node.attrs
-    with _planes(writer, node) as (n, c):
-        _clear(writer, node, n, c)
-        with _windows(writer, g) as (oh, ow):
-            for axis in range(2):
-                before, after = attrs["padding"][axis] if attrs["count_include_pad"] else (0, 0)
-                extent = writer.size(node.shape[2 + axis] + after)
-                writer.line(f"low{axis} = start{axis} if start{axis} > {-before} else {-before}")
-                writer.line(f"high{axis} = start{axis} + {attrs['kernel'][axis]}")
-                writer.line(f"high{axis} = high{axis} if high{axis} < {extent} else {extent}")
-            count = cast("(high0 - low0) * (high1 - low1)", "int64", node.dtype)
-            writer.line(f"share = {writer.value(g, (n, c, oh, ow))} / {count}")
-            with _taps(writer, node, node.shape) as (h, w):
-                _add(writer, node, (n, c, h, w), "share")
 
 
 @contextmanager
@@ -133,17 +105,6 @@ def _winner(writer: Writer, node: Node, x: Node, n: Size, c: Size) -> None:
             writer.line("best_w = w")
 
 
-def _clear(writer: Writer, node: Node, n: Size, c: Size) -> None:
-    h, w = (
-        _loop(writer, name, size) for name, size in zip(("zh", "zw"), node.shape[2:], strict=True)
-    )
-    with (
-        writer.block(f"for zh in range({writer.size(h.extent)}):"),
-        writer.block(f"for zw in range({writer.size(w.extent)}):"),
-    ):
-        writer.store(node, (n, c, as_size(h.var), as_size(w.var)), "0.0")
-
-
 def _add(writer: Writer, node: Node, index: Sequence[Size], text: str) -> None:
     """Add to an element of the output."""
     address = writer.index_text(writer.element(node, index))
@@ -155,40 +116,83 @@ def _add(writer: Writer, node: Node, index: Sequence[Size], text: str) -> None:
 
 
 def _scatter_add(writer: Writer, node: Node) -> None:
-    """Lines along the axis are independent; each is copied, then added to in the order of the
-    source.
+    """Lines along the axis are independent; where there is one only, each thread owns a part of it
+    and looks at every index. What is there is copied, then added to in the order of the source.
     """
+    x, axis = node.inputs[0], node.attrs["axis"]
+    loops = [_loop(writer, f"i{d}", size) for d, size in enumerate(x.shape)]
+    before, extent = loops[:axis], writer.size(x.shape[axis])
+    if before:
+        with rows(writer, before):
+            writer.line("low = 0")
+            writer.line(f"high = {extent}")
+            _scatter_line(writer, node, loops)
+        return
+    writer.line(f"low = div({extent} * thread, threads)")
+    writer.line(f"high = div({extent} * (thread + 1), threads)")
+    _scatter_line(writer, node, loops)
+
+
+def _scatter_line(writer: Writer, node: Node, loops: Sequence[Loop]) -> None:
+    """The part from ``low`` to ``high`` of one line, with all that lies behind the axis."""
     x, which, source = node.inputs
     axis = node.attrs["axis"]
-    others = [_loop(writer, f"i{d}", size) for d, size in enumerate(x.shape) if d != axis]
-    index = [as_size(loop_over(f"i{d}", size).var) for d, size in enumerate(x.shape)]
-    with rows(writer, others):
-        j = _loop(writer, "j", x.shape[axis])
-        with writer.block(f"for j in range({writer.size(x.shape[axis])}):"):
-            here = tuple(as_size(j.var) if d == axis else i for d, i in enumerate(index))
-            writer.store(node, here, writer.value(x, here))
-        inside = [
-            f"i{d} < {writer.size(which.shape[d])}"
-            for d in range(x.ndim)
-            if d != axis and which.shape[d] != x.shape[d]
-        ]
-        with writer.block(f"if {' and '.join(inside) or 'True'}:"):
-            k = _loop(writer, "k", which.shape[axis])
-            with writer.block(f"for k in range({writer.size(which.shape[axis])}):"):
-                there = tuple(as_size(k.var) if d == axis else i for d, i in enumerate(index))
-                writer.line(f"to = i64({writer.value(which, there)})")
-                extent = writer.size(x.shape[axis])
-                with writer.block(f"if to < 0 or to >= {extent}:"):
-                    writer.report(node, which, there, "to")
-                with writer.block("else:"):
-                    to = as_size(_any(writer, "to"))
-                    target = tuple(to if d == axis else i for d, i in enumerate(index))
-                    _add(writer, node, target, writer.value(source, there))
+    index = tuple(as_size(loop.var) for loop in loops)
+    with (
+        writer.block(f"for i{axis} in range(low, high):"),
+        _behind(writer, x, axis),
+    ):
+        writer.store(node, index, writer.value(x, index))
+    inside = [
+        f"i{d} < {writer.size(which.shape[d])}" for d in range(axis) if which.shape[d] != x.shape[d]
+    ]
+    k = _loop(writer, "k", which.shape[axis])
+    there = (*index[:axis], as_size(k.var), *index[axis + 1 :])
+    to = (*index[:axis], as_size(_any(writer, "to")), *index[axis + 1 :])
+    with (
+        writer.block(f"if {' and '.join(inside) or 'True'}:"),
+        writer.block(f"for k in range({writer.size(which.shape[axis])}):"),
+    ):
+        if _same_behind(which, axis):
+            _destination(writer, node, there)
+            with writer.block("if to >= low and to < high:"), _behind(writer, which, axis):
+                _add(writer, node, to, writer.value(source, there))
+        else:
+            with _behind(writer, which, axis):
+                _destination(writer, node, there)
+                with writer.block("if to >= low and to < high:"):
+                    _add(writer, node, to, writer.value(source, there))
+
+
+def _destination(writer: Writer, node: Node, there: Sequence[Size]) -> None:
+    """Set ``to``, and report it if it is outside."""
+    x, which, _ = node.inputs
+    writer.line(f"to = i64({writer.value(which, tuple(there))})")
+    outside = f"to < 0 or to >= {writer.size(x.shape[node.attrs['axis']])}"
+    with writer.block(f"if {outside}:"):
+        writer.report(node, which, there, "to")
+
+
+def _same_behind(which: Node, axis: int) -> bool:
+    """Whether an index says the same for all that lies behind the axis."""
+    shape = which.shape
+    if which.op.name == "expand":
+        source = which.inputs[0].shape
+        shape = (*(1 for _ in range(which.ndim - len(source))), *source)
+    return all(size == 1 for size in shape[axis + 1 :])
+
+
+@contextmanager
+def _behind(writer: Writer, node: Node, axis: int) -> Iterator[None]:
+    """Loops over the dimensions behind the axis."""
+    with ExitStack() as stack:
+        for d in range(axis + 1, node.ndim):
+            size = writer.size(node.shape[d])
+            stack.enter_context(writer.block(f"for i{d} in range({size}):"))
+        yield
 
 
 OPAQUE: dict[str, Callable[[Writer, Node], None]] = {
     "max_pool2d_index": _max_pool2d_index,
-    "max_pool2d_grad": _max_pool2d_grad,
-    "avg_pool2d_grad": _avg_pool2d_grad,
     "scatter_add": _scatter_add,
 }

@@ -148,7 +148,7 @@ class OutputTransform(NativeFunction):
         return transform
 
 
-class _Transform(VectorFunction):
+class Transform(VectorFunction):
     """A function that applies a matrix to both sides of tiles of vectors."""
 
     def matrix(self, matrix: Matrix, values: Sequence[ir.Value]) -> list[ir.Value]:
@@ -218,7 +218,7 @@ def _halves(matrix: np.ndarray) -> list[list[float]]:
     return result
 
 
-class _InputBody(_Transform):
+class _InputBody(Transform):
     """Emits the input transform."""
 
     def __init__(self, tile: InputTransform, function: ir.Function) -> None:
@@ -240,7 +240,7 @@ class _InputBody(_Transform):
         return self.butterfly(self.matrix(self.halves, values))
 
 
-class _OutputBody(_Transform):
+class _OutputBody(Transform):
     """Emits the output transform."""
 
     def __init__(self, tile: OutputTransform, function: ir.Function) -> None:

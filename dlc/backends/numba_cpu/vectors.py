@@ -41,15 +41,16 @@ class Operand:
         Its name in the expression, and of its parameter.
     kind : str
         "column": one element for each column, contiguous. "full": one for each row and column,
-        contiguous along the columns.
+        contiguous along the columns. "scalar": one for all, where a contraction can read it.
     """
 
     name: str
     kind: str
 
     def __post_init__(self) -> None:
-        if self.kind not in ("column", "full"):
-            raise CompileError(f'operand {self.name} is "column" or "full", not {self.kind!r}')
+        if self.kind not in ("column", "full", "scalar"):
+            kinds = '"column", "full" or "scalar"'
+            raise CompileError(f"operand {self.name} is {kinds}, not {self.kind!r}")
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,11 @@ class Epilogue:
     def fulls(self) -> tuple[Operand, ...]:
         """The operands of kind "full"."""
         return tuple(operand for operand in self.operands if operand.kind == "full")
+
+    @property
+    def scalars(self) -> tuple[Operand, ...]:
+        """The operands of kind "scalar"."""
+        return tuple(operand for operand in self.operands if operand.kind == "scalar")
 
     @property
     def short(self) -> bool:
@@ -177,7 +183,9 @@ def declare_internal(module: ir.Module, name: str, params: Sequence[Param]) -> i
 
 
 class VectorFunction:
-    """Emits one function over vectors of `dtype`; its arguments are in `arg` by name."""
+    """Emits one function over vectors of `dtype`, as long as registers or of `lanes` elements; its
+    arguments are in `arg` by name.
+    """
 
     def __init__(
         self,
@@ -186,10 +194,11 @@ class VectorFunction:
         isa: Isa,
         dtype: str,
         epilogue: Epilogue,
+        lanes: int = 0,
     ) -> None:
         self.function, self.epilogue = function, epilogue
         self.arg = {param.name: value for param, value in zip(params, function.args, strict=True)}
-        self.lanes, self.bytes = isa.lanes(dtype), ITEMSIZE[dtype]
+        self.lanes, self.bytes = lanes or isa.lanes(dtype), ITEMSIZE[dtype]
         self.element = ir.FloatType() if dtype == "float32" else ir.DoubleType()
         self.vector = ir.VectorType(self.element, self.lanes)
         self.zero = ir.Constant(self.vector, None)

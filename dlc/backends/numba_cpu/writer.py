@@ -57,7 +57,8 @@ class KernelSource:
 
     ``args`` are a `Value`, `Start` or `Where`, a size, `HEADER` or `SCRATCH`; ``objects`` are
     native objects that the kernel calls into. Its final name begins with ``stem``, or with what its
-    group computes.
+    group computes. ``flops`` are those of the group, unless said otherwise: one of its several
+    kernels. With ``barrier`` the next kernel of the group waits for all threads.
     """
 
     name: str
@@ -68,6 +69,8 @@ class KernelSource:
     objects: tuple[NativeFunction, ...] = ()
     scratch: Size = 0
     stem: str = ""
+    flops: Size | None = None
+    barrier: bool = False
 
 
 class Var(Dim):
@@ -112,6 +115,7 @@ class Writer:
     memo: dict[Any, str] = field(default_factory=dict)
     temporaries: int = 0
     sites: dict[Node, str] = field(default_factory=dict)  # ops that may report an error
+    scratch: dict[str, str] = field(default_factory=dict)  # pointers to scratch memory, their type
 
     def __post_init__(self) -> None:
         # Sets, because `in` on a tuple compares by ==, which for tensors builds nodes.
@@ -353,6 +357,8 @@ class Writer:
         nodes = sorted(self.pointers, key=lambda n: self.pointers[n][0] != "y")
         params = [Param(self.pointers[n], STORED.get(n.dtype, n.dtype) + "*") for n in nodes]
         args: list[Any] = [Value(n) for n in nodes]
+        params += [Param(name, f"{dtype}*") for name, dtype in self.scratch.items()]
+        args += [SCRATCH] * len(self.scratch)
         if self.sites:
             params += [Param("header", "int64*")]
             params += [Param(name, "int64") for name in self.sites.values()]

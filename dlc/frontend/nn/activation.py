@@ -11,9 +11,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from dlc.errors import ArgumentError, explain
 from dlc.frontend import functional as F
 from dlc.frontend.module import Module
-from dlc.frontend.nn.linear import check_counts
+from dlc.frontend.nn.linear import check_axis, check_counts
 from dlc.frontend.parameter import Parameter
 from dlc.ir.node import Node
 from dlc.ir.types import as_dtype
@@ -141,6 +142,9 @@ class GELU(_Activation):
     function = staticmethod(F.gelu)
 
     def __init__(self, approximate: str = "none"):
+        if approximate not in ("none", "tanh"):
+            expected = "approximate to be 'none' or 'tanh'"
+            raise ArgumentError(explain("GELU", expected, repr(approximate)))
         super().__init__(approximate=approximate)
 
 
@@ -160,6 +164,7 @@ class Softmax(_Activation):
 
     def __init__(self, dim: int):
         super().__init__(dim=dim)
+        check_axis(self, dim=dim)
 
 
 class Softmin(_Activation):
@@ -169,6 +174,7 @@ class Softmin(_Activation):
 
     def __init__(self, dim: int):
         super().__init__(dim=dim)
+        check_axis(self, dim=dim)
 
 
 class LogSoftmax(_Activation):
@@ -178,6 +184,7 @@ class LogSoftmax(_Activation):
 
     def __init__(self, dim: int):
         super().__init__(dim=dim)
+        check_axis(self, dim=dim)
 
 
 class PReLU(Module):

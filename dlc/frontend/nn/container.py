@@ -49,8 +49,8 @@ class _Ordered(Module):
         """What a container of some of the children is made from: here, they keep their names."""
         return children
 
-    def pop(self, key: int) -> Module:
-        """Take a child out and return it."""
+    def pop(self, key: int = -1) -> Module:
+        """Take a child out, the last by default, and return it."""
         child: Module = self[key]
         del self[key]
         return child
@@ -113,6 +113,9 @@ class ModuleList(_Ordered):
 
     def _of(self, children: dict[str, Module]) -> Any:
         return children.values()
+
+    def __add__(self, other: Iterable[Module]) -> ModuleList:
+        return ModuleList([*self, *other])
 
 
 class ModuleDict(Module):

@@ -7,12 +7,17 @@ compiler's business and never shows here.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Integral
 
 from dlc.errors import ArgumentError, explain
 from dlc.frontend import functional as F
 from dlc.frontend.module import Module
-from dlc.frontend.nn.linear import check_counts, empty_parameter, reset_weight_and_bias
+from dlc.frontend.nn.linear import (
+    check_counts,
+    check_device,
+    empty_parameter,
+    pair,
+    reset_weight_and_bias,
+)
 from dlc.ir.node import Node
 
 Pair = int | Sequence[int]
@@ -49,10 +54,12 @@ class Conv2d(Module):
         groups: int = 1,
         bias: bool = True,
         padding_mode: str = "zeros",
+        device: object = None,
         *,
         dtype: object = "float32",
     ):
         super().__init__()
+        check_device(self, device)
         check_counts(self, in_channels=in_channels, out_channels=out_channels, groups=groups)
         if in_channels % groups or out_channels % groups:
             got = f"{in_channels} and {out_channels}"
@@ -60,9 +67,10 @@ class Conv2d(Module):
         if padding_mode != "zeros":
             raise ArgumentError(explain("Conv2d", "padding_mode='zeros'", repr(padding_mode)))
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
-        self.kernel_size = pair("kernel_size", kernel_size)
-        self.stride, self.dilation = pair("stride", stride), pair("dilation", dilation)
-        self.padding = padding if isinstance(padding, str) else pair("padding", padding, 0)
+        self.kernel_size = pair(self, "kernel_size", kernel_size)
+        self.stride = pair(self, "stride", stride)
+        self.dilation = pair(self, "dilation", dilation)
+        self.padding = padding if isinstance(padding, str) else pair(self, "padding", padding, 0)
         F.check_padding(self.padding, self.stride)
         shape = (out_channels, in_channels // groups, *self.kernel_size)
         self.weight = empty_parameter(*shape, dtype=dtype)
@@ -92,13 +100,3 @@ class Conv2d(Module):
         parts += [f"dilation={self.dilation}"] if self.dilation != (1, 1) else []
         parts += [f"groups={self.groups}"] if self.groups != 1 else []
         return ", ".join(parts + (["bias=False"] if self.bias is None else []))
-
-
-def pair(name: str, value: Pair, least: int = 1) -> tuple[int, int]:
-    """A size for rows and columns alike, or one each, as a pair; none below ``least``."""
-    sizes = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
-    whole = all(isinstance(size, Integral) and size >= least for size in sizes)
-    if len(sizes) != 2 or not whole:
-        expected = f"an integer of at least {least}, or one for rows and one for columns"
-        raise ArgumentError(explain(f"Conv2d: {name}", expected, repr(value)))
-    return sizes

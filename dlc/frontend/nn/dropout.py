@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from numbers import Real
+
 from dlc.errors import ArgumentError, explain
 from dlc.frontend import functional as F
 from dlc.frontend.module import Module
@@ -20,8 +22,8 @@ class Dropout(Module):
 
     def __init__(self, p: float = 0.5, inplace: bool = False):
         super().__init__()
-        if not 0.0 <= p <= 1.0:
-            raise ArgumentError(explain("Dropout", "p from 0 to 1", str(p)))
+        if not isinstance(p, Real) or not 0.0 <= p <= 1.0:
+            raise ArgumentError(explain("Dropout", "p from 0 to 1", repr(p)))
         self.p, self.inplace = p, inplace
 
     def forward(self, input: Node) -> Node:

@@ -8,7 +8,7 @@ from dlc.errors import ArgumentError, explain
 from dlc.frontend import functional as F
 from dlc.frontend import init
 from dlc.frontend.module import Module
-from dlc.frontend.nn.linear import check_counts, empty_parameter
+from dlc.frontend.nn.linear import check_counts, check_device, empty_parameter
 from dlc.ir.node import Node
 
 
@@ -21,6 +21,8 @@ class Embedding(Module):
         Rows and columns of the weight.
     padding_idx : int, optional
         A row that starts at zero and that training leaves alone.
+    max_norm : None
+        Taken for PyTorch's sake.
     dtype : str
 
     Notes
@@ -33,10 +35,17 @@ class Embedding(Module):
         num_embeddings: int,
         embedding_dim: int,
         padding_idx: int | None = None,
+        max_norm: float | None = None,
         *,
+        device: object = None,
         dtype: object = "float32",
     ):
         super().__init__()
+        check_device(self, device)
+        if max_norm is not None:
+            advice = "Rows are not scaled as they are looked up: that would change the weight."
+            message = explain("Embedding: max_norm", "None", repr(max_norm), advice=advice)
+            raise ArgumentError(message)
         check_counts(self, num_embeddings=num_embeddings, embedding_dim=embedding_dim)
         self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
         if padding_idx is not None and not -num_embeddings <= padding_idx < num_embeddings:

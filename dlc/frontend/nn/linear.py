@@ -36,9 +36,16 @@ class Linear(Module):
     """
 
     def __init__(
-        self, in_features: int, out_features: int, bias: bool = True, *, dtype: object = "float32"
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: object = None,
+        *,
+        dtype: object = "float32",
     ):
         super().__init__()
+        check_device(self, device)
         check_counts(self, in_features=in_features, out_features=out_features)
         self.in_features, self.out_features = in_features, out_features
         self.weight = empty_parameter(out_features, in_features, dtype=dtype)
@@ -81,6 +88,7 @@ class Flatten(Module):
 
     def __init__(self, start_dim: int = 1, end_dim: int = -1):
         super().__init__()
+        check_axis(self, start_dim=start_dim, end_dim=end_dim)
         self.start_dim, self.end_dim = start_dim, end_dim
 
     def forward(self, input: Node) -> Node:
@@ -104,9 +112,39 @@ def reset_weight_and_bias(weight: Parameter, bias: Parameter | None) -> None:
         init.uniform_(bias, -bound, bound)
 
 
+def pair(layer: Module, name: str, value: Any, least: int = 1) -> tuple[int, int]:
+    """A size for rows and columns alike, or one each, as a pair; none below ``least``."""
+    sizes = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
+    if len(sizes) != 2 or not all(_whole(size) and size >= least for size in sizes):
+        subject = f"{type(layer).__name__}: {name}"
+        expected = f"an integer of at least {least}, or one for rows and one for columns"
+        raise ArgumentError(explain(subject, expected, repr(value)))
+    return sizes
+
+
+def check_axis(layer: Module, **axes: object) -> None:
+    """Refuse what is no dimension of a tensor."""
+    for name, axis in axes.items():
+        if not _whole(axis):
+            subject = f"{type(layer).__name__}: {name}"
+            raise ArgumentError(explain(subject, "an integer, a dimension", repr(axis)))
+
+
+def check_device(layer: Module, device: object) -> None:
+    """Accept PyTorch's argument where it says what holds anyway."""
+    if device is not None and str(device) != "cpu":
+        raise ArgumentError(
+            explain(f"{type(layer).__name__}: device", "None or 'cpu'", repr(device))
+        )
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
 def check_counts(layer: Module, **counts: int) -> None:
     """Refuse what is no positive number of features or channels."""
     for name, count in counts.items():
-        if isinstance(count, bool) or not isinstance(count, Integral) or count < 1:
+        if not _whole(count) or count < 1:
             subject = f"{type(layer).__name__}: {name}"
             raise ArgumentError(explain(subject, "an integer of at least 1", repr(count)))

@@ -14,7 +14,7 @@ from dlc.errors import ShapeError, explain
 from dlc.frontend import functional as F
 from dlc.frontend.functional import trailing
 from dlc.frontend.module import Module
-from dlc.frontend.nn.linear import check_counts
+from dlc.frontend.nn.linear import check_counts, check_device
 from dlc.frontend.parameter import Parameter
 from dlc.frontend.scope import here
 from dlc.ir.node import Node
@@ -54,9 +54,11 @@ class BatchNorm(Module):
         track_running_stats: bool = True,
         *,
         bias: bool = True,
+        device: object = None,
         dtype: object = "float32",
     ):
         super().__init__()
+        check_device(self, device)
         check_counts(self, num_features=num_features)
         self.num_features, self.eps, self.momentum = num_features, eps, momentum
         self.affine, self.track_running_stats = affine, track_running_stats
@@ -136,9 +138,11 @@ class LayerNorm(Module):
         elementwise_affine: bool = True,
         bias: bool = True,
         *,
+        device: object = None,
         dtype: object = "float32",
     ):
         super().__init__()
+        check_device(self, device)
         self.normalized_shape = trailing(normalized_shape)
         for size in self.normalized_shape:
             check_counts(self, normalized_shape=size)

@@ -1,0 +1,238 @@
+"""Choose the form of each convolution, and of its gradient for the input.
+
+The gradient for the input is a convolution too, of the gradient with turned weights: input and
+output channels exchanged, taps reversed. So it has the same forms, and another for strides, which
+goes by phases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dlc.ir.graph import is_parametric, topological
+from dlc.ir.node import Node, apply
+from dlc.ir.op import Kind
+from dlc.ir.sizes import Size, bounds
+from dlc.ops.phases import Phase, phases_with, weighted
+from dlc.ops.winograd import POINTS, TAPS, tiles_along
+
+#: Input channels up to which a convolution reads channel planes: the reduction over them is too
+#: short to be contiguous.
+PLANES = 4
+#: Output channels up to which pixels rather than channels fill the vector lanes; an even number of
+#: them beyond `TILE_CHANNELS` is two tiles.
+FEW_CHANNELS, TILE_CHANNELS = 8, 6
+#: Pixels of a line from which that pays.
+WIDE = 8
+#: What Winograd's algorithm costs besides its products, in multiply-adds: transforming an element
+#: of a tile, before or behind them, and reading a weight from memory, of which it has more. Both
+#: were measured on 3x3 convolutions of ResNet-18 and VGG-16 with weights that no cache held.
+TRANSFORM, READ = 5, 8
+#: The same for a weight that changes from call to call, and so is written first: packed as it is,
+#: or transformed.
+PACK, WRITE = 12, 20
+
+#: Elements up to which the gradient of a weight has too few tiles to share; it is the sum of those
+#: of several parts of the images, at most so many.
+SMALL, PARTS = 8192, 16
+
+Pads = tuple[tuple[int, int], tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Weights (O, I / groups, KH, KW) as a convolution takes them, or turned for its gradient."""
+
+    node: Node
+    groups: int = 1
+    turned: bool = False
+
+    @property
+    def outputs(self) -> Size:
+        """Output channels of the convolution."""
+        o, i = self.node.shape[:2]
+        return i * self.groups if self.turned else o
+
+    @property
+    def inputs(self) -> Size:
+        """Input channels of one group."""
+        o, i = self.node.shape[:2]
+        return o // self.groups if self.turned else i
+
+    @property
+    def kernel(self) -> tuple[Size, Size]:
+        """Rows and columns."""
+        rows, columns = self.node.shape[2:]
+        return rows, columns
+
+    @property
+    def taps(self) -> Node:
+        """The taps of each channel (KH, KW, C), of a depthwise convolution."""
+        own = apply("reshape", self.node, shape=(self.node.shape[0], *self.kernel))
+        taps = apply("transpose", own, axes=(1, 2, 0))
+        return apply("flip", taps, axes=(0, 1)) if self.turned else taps
+
+    @property
+    def plain(self) -> Node:
+        """(O, I, KH, KW) of the convolution, for one group."""
+        if not self.turned:
+            return self.node
+        return apply("transpose", apply("flip", self.node, axes=(2, 3)), axes=(1, 0, 2, 3))
+
+    def packed(self, planes: bool = False) -> Node:
+        """In panels of output channels."""
+        attrs = {"groups": self.groups, "planes": planes, "turned": self.turned}
+        return apply("pack_conv", self.node, **attrs)
+
+    def of(self, rows: Phase, columns: Phase) -> Weights:
+        """The taps of a phase only."""
+        starts, stops, steps = [0, 0], list(self.node.shape[:2]), [1, 1]
+        for taps in (rows.taps[::-1], columns.taps[::-1]):
+            starts.append(taps[0])
+            stops.append(taps[-1] + 1)
+            steps.append(taps[1] - taps[0] if len(taps) > 1 else 1)
+        own = apply("slice", self.node, starts=starts, stops=stops, steps=steps)
+        return Weights(own, self.groups, self.turned)
+
+
+@dataclass(frozen=True)
+class Convolutions:
+    """Chooses forms for a graph in which the parameters named ``changing`` have new values in every
+    call, so that their packed form is made anew.
+    """
+
+    changing: frozenset[str] = frozenset()
+
+    def conv2d(self, node: Node, x: Node, w: Node) -> Node:
+        """A convolution in the form of a kernel."""
+        weights = Weights(w, node.attrs["groups"])
+        return self._dense(x, weights, node.attrs, node.shape)
+
+    def input_grad(self, node: Node, g: Node, w: Node) -> Node:
+        """The gradient of a convolution for its input in the form of a kernel."""
+        attrs, weights = node.attrs, Weights(w, node.attrs["groups"], turned=True)
+        if attrs["stride"] == (1, 1):
+            reach = [d * (k - 1) for d, k in zip(attrs["dilation"], weights.kernel)]
+            padding = tuple(
+                (r - low, r - high) for r, (low, high) in zip(reach, attrs["padding"], strict=True)
+            )
+            if min(min(sides) for sides in padding) >= 0:
+                return self._dense(g, weights, {**attrs, "padding": padding}, node.shape)
+        return _by_phases(node, g, weights)
+
+    def weight_grad(self, node: Node, x: Node, g: Node) -> Node:
+        """The gradient of a convolution for its weight in the form of a kernel."""
+        attrs, inputs = node.attrs, x.shape[1]
+        planes = attrs["groups"] == 1 and inputs <= PLANES
+        parts = min(PARTS, bounds(x.shape[0])[1]) if node.tensor_type.count <= SMALL else 1
+        made = apply("conv2d_weight_direct", x, g, **attrs, parts=max(parts, 1), planes=planes)
+        return apply("sum", made, axes=(0,), keepdims=False) if parts > 1 else made
+
+    def _dense(
+        self, x: Node, weights: Weights, attrs: Mapping[str, Any], shape: tuple[Size, ...]
+    ) -> Node:
+        """A convolution of ``x`` with a result of ``shape``."""
+        slide = {name: attrs[name] for name in ("stride", "padding", "dilation")}
+        groups, channels, padding = weights.groups, weights.outputs, attrs["padding"]
+        if _depthwise(weights):
+            return apply("conv2d_depthwise", x, weights.taps, **slide)
+        if groups == 1 and _few(channels) and _slides_by_one(attrs) and _is_wide(shape):
+            return apply("conv2d_planes", x, _plane_taps(weights), padding=padding)
+        few_inputs = weights.inputs <= PLANES
+        if not few_inputs and (m := self._winograd_tile(weights, attrs, shape)):
+            u = apply("pack_winograd", weights.node, m=m, turned=weights.turned)
+            return apply("conv2d_winograd", x, u, channels=channels, padding=padding, m=m)
+        planes = few_inputs and groups == 1 and attrs["dilation"][1] == 1
+        packed = weights.packed(planes)
+        return apply(
+            "conv2d_direct", x, packed, channels=channels, planes=planes, groups=groups, **slide
+        )
+
+    def _winograd_tile(
+        self, weights: Weights, attrs: Mapping[str, Any], shape: tuple[Size, ...]
+    ) -> int:
+        """The tile of Winograd's algorithm for a convolution, or 0."""
+        if weights.kernel != (TAPS, TAPS) or weights.groups != 1 or not _slides_by_one(attrs):
+            return 0
+        prepared = self.is_prepared(weights.node)
+        images, _, height, width = map(self._typical, shape)
+        channels = (bounds(weights.inputs)[0], bounds(weights.outputs)[0])
+        return winograd_tile((images, height, width), *channels, prepared)
+
+    def _typical(self, size: Size) -> int:
+        """The size that a choice is made for: batches of a training step are full but the last."""
+        return bounds(size)[1 if self.changing else 0]
+
+    def is_prepared(self, w: Node) -> bool:
+        """Whether weights follow from parameters that stay, so that transforming them costs a call
+        nothing.
+        """
+        known: dict[Node, bool] = {}
+        for node in topological((w,)):
+            stays = node.op.kind is not Kind.LEAF or node.name not in self.changing
+            known[node] = is_parametric(node, known) and stays
+        return known[w]
+
+
+def winograd_tile(
+    shape: tuple[int, int, int], inputs: int, outputs: int, prepared: bool = True
+) -> int:
+    """The tile with which Winograd's algorithm is estimated to be fastest, or 0 for a direct sum.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Images, height and width of the result.
+    inputs, outputs : int
+        Channels.
+    prepared : bool
+        Whether the weights are packed before the call, or in it.
+    """
+    images, height, width = shape
+    weights = outputs * inputs
+    packed, transformed = (READ, READ) if prepared else (READ + PACK, READ + WRITE)
+    costs = {0: TAPS * TAPS * (images * height * width + packed) * weights}
+    for m in POINTS:
+        tiles = images * tiles_along(height, m) * tiles_along(width, m)
+        products = tiles * (weights + TRANSFORM * (outputs + inputs))
+        costs[m] = (m + 2) ** 2 * (products + transformed * weights)
+    return min(costs, key=lambda m: costs[m])
+
+
+def _by_phases(node: Node, g: Node, weights: Weights) -> Node:
+    """The gradient for the input phase by phase of the stride."""
+    attrs, depthwise = node.attrs, _depthwise(weights)
+    own = [weights.of(*phase) for phase in weighted(phases_with(attrs, weights.kernel))]
+    packed = [each.taps if depthwise else each.packed() for each in own]
+    more = {"channels": weights.outputs, "kernel": weights.kernel, "depthwise": depthwise}
+    return apply("conv2d_phases", g, *packed, **attrs, **more)
+
+
+def _depthwise(weights: Weights) -> bool:
+    """Whether each channel has a filter of its own."""
+    return weights.groups > 1 and weights.groups == weights.outputs and weights.inputs == 1
+
+
+def _plane_taps(weights: Weights) -> Node:
+    """Weights as tiles of few channels read them, [tile][I][KH][KW][channels]."""
+    w, channels = weights.plain, weights.outputs
+    tile = channels if channels <= TILE_CHANNELS else channels // 2
+    parts = apply("reshape", w, shape=(channels // tile, tile, *w.shape[1:]))
+    return apply("transpose", parts, axes=(0, 2, 3, 4, 1))
+
+
+def _is_wide(shape: tuple[Size, ...]) -> bool:
+    """Whether lines of the result fill vectors, and there are two of them."""
+    height, width = (bounds(size)[0] for size in shape[2:])
+    return height >= 2 and width >= WIDE
+
+
+def _few(channels: Size) -> bool:
+    few = isinstance(channels, int) and channels <= FEW_CHANNELS
+    return few and (channels <= TILE_CHANNELS or channels % 2 == 0)
+
+
+def _slides_by_one(attrs: Mapping[str, Any]) -> bool:
+    return attrs["stride"] == (1, 1) and attrs["dilation"] == (1, 1)
