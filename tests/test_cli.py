@@ -184,7 +184,6 @@ def test_wrong_arguments(line, arguments, message):
         (["run", "lenet5", "--threads", "0"], "threads expects an integer of at least 1"),
         (["run", "lenet5", "--weights", "no.safetensors"], "no.safetensors"),
         (["run", "lenet5", "--output", "y.txt"], "--output expects a name that ends in .npy"),
-        (["opt"], "dlc opt expects PASSES"),
         (["opt", "simplfy", "lenet5"], "did you mean 'simplify'"),
         (["opt", "simplify", "nowhere.txt"], "there is no file 'nowhere.txt'"),
         (["bench", "mlp", "--torch", "nowhere.py:Net", "--rounds", "1"], "there is no file"),
@@ -329,13 +328,87 @@ def test_wrong_inputs(tmp_path):
             naming.dim(text)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["opt"], "dlc opt expects PASSES"),
+        (["summary", "dlc.frontend.models:lenet5"], "inputs that only you know; name a shape"),
+        (["run", "lenet5", "--at", "foo=2"], "--at expects an input with a named size, got 'foo'"),
+        (["summary", "lenet5", "1x1x28x28", "--dim", "zz=1..4"], "--dim expects an input with a"),
+        (["summary", "lenet5", "nx1x28x28"], "Give it a range: --dim n=1..64"),
+    ],
+)
+def test_a_wrong_command_line_has_a_code_of_its_own(line, arguments, message):
+    code, out, err = line(*arguments)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["summary", "lenet5", "--depth", "-1"], "--depth: expects a number from 1 on, got '-1'"),
+        (["bench", "lenet5", "--rounds", "0"], "--rounds: expects a number from 1 on, got '0'"),
+        (["bench", "lenet5", "--seconds", "-1"], "--seconds: expects a number of seconds above 0"),
+        (["bench", "lenet5", "--seconds", "nan"], "above 0, got 'nan'"),
+    ],
+)
+def test_numbers_that_make_no_sense(line, arguments, message):
+    code, out, err = line(*arguments)
+    assert (code, out) == (2, "")
+    assert message in err
+
+
+def test_the_random_weights_of_a_run_are_the_same_in_every_run(line):
+    first, second = (line("run", "mlp", "--target", "reference")[1] for _ in range(2))
+    assert first == second
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "lenet5", "no.npy"], "the input 'no.npy' cannot be read: No such file"),
+        (["run", "lenet5", "--weights", "no"], "--weights names no file: 'no'"),
+        (["run", "lenet5", "--target", "reference", "--output", "/no/y.npy"], "--output: '/no/y"),
+        (["opt", "simplify", "lenet5", "--draw", "/no/x.svg"], "--draw: '/no/x.svg' cannot be wr"),
+        (["demo", "nope"], "there is no model 'nope' in the zoo (lenet5, mlp"),
+    ],
+)
+def test_a_file_or_model_that_is_not_there_is_named_with_its_option(line, arguments, message):
+    code, _, err = line(*arguments)
+    assert code == 1
+    assert message in err
+
+
+def test_an_error_of_the_users_own_file_is_placed_once(tmp_path):
+    (tmp_path / "wrong.py").write_text("def f(:\n")
+    (tmp_path / "two.py").write_text(
+        "from dlc import nn\nclass Two(nn.Module):\n    def forward(self, a, b): return a\n"
+    )
+    for arguments, message in (
+        (["wrong.py:f", "1x3"], "dlc: SyntaxError: invalid syntax (wrong.py, line 1); DLC"),
+        (["two.py:Two", "1x3"], "missing 1 required positional argument: 'b'; DLC_DEBUG=1"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "dlc", "summary", *arguments],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(Path(dlc.__file__).parents[1])},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 1
+        assert message in done.stderr
+
+
 def test_arrays_have_the_sizes_asked_for():
     specs = given("nx4", "n:int64", dim=[("n", 2, 8)])
     assert [a.shape for a in naming.arrays(specs, {})] == [(2, 4), (2,)]
     x, i = naming.arrays(specs, {"n": 5})
     assert (x.shape, x.dtype, i.dtype) == ((5, 4), np.float32, np.int64)
     np.testing.assert_array_equal(x, naming.arrays(specs, {"n": 5})[0])
-    with pytest.raises(ArgumentError, match="--at expects one of n, got m"):
+    with pytest.raises(ArgumentError, match=r"a name that an input has \(n\), got 'm'"):
         naming.arrays(specs, {"m": 5})
 
 

@@ -251,7 +251,7 @@ def test_a_run_is_resumed_as_it_was_begun(line, model, tmp_path):
     before = (tmp_path / "run.ckpt").read_bytes()
     for change, message in [
         (("--optimizer", "sgd", "--scheduler", "cosine"), "with SGD, got AdamW"),
-        (("--scheduler", "none"), "with none, got a schedule"),
+        (("--scheduler", "none"), "with no schedule, got CosineAnnealingLR"),
         (("--scheduler", "cosine", "--epochs", "5"), "a schedule of other epochs"),
         (("--scheduler", "step"), "StepLR"),
         (("--scheduler", "cosine", "--epochs", "2", "--seed", "1"), "seed=1, got seed=0"),

@@ -337,7 +337,7 @@ def test_frames_are_not_kept_without_bound(monkeypatch):
     exe = dlc.compile(
         lambda x: op.softmax(x @ op.transpose(x, axes=(1, 0)), axis=0), dlc.TensorSpec((n, 4096))
     )
-    arena = runner.arena_bytes(exe._runner.plan)
+    arena = exe._runner.plan.arena
     assert 1 << 20 < arena < 2 << 20
     x = np.ones((64, 4096), "float32")
     exe(x), exe(x)

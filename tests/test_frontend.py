@@ -24,7 +24,6 @@ from dlc.errors import (
     WeightsError,
 )
 from dlc.frontend import nn
-from dlc.frontend.module import version_of
 from dlc.frontend.trace import trace
 from dlc.frontend.weights import load_weights, save_weights
 
@@ -380,41 +379,48 @@ def test_a_buffer_takes_arrays():
     assert "unsaved" not in layer.state_dict()
 
 
-# Versions: what compiled calls are keyed by.
+# Changes: what compiled calls hold for (tests/test_met.py has the rest).
 
 
-def test_the_version_of_a_module_follows_every_change_below_it():
-    model = nn.Sequential(nn.Linear(2, 3), nn.Sequential(nn.BatchNorm1d(3), nn.ReLU()))
+def holds(model):
+    """A question: is the model still as it was when it was traced?"""
+    met = trace(model, X).met
+    return lambda: met.holds(model)
+
+
+def test_compiled_code_holds_until_something_below_changes():
+    model = nn.Sequential(nn.Linear(3, 3), nn.Sequential(nn.BatchNorm1d(3), nn.ReLU())).eval()
     norm = model[1][0]
 
     def changes(action):
-        before = version_of(model)
+        still = holds(model)
         action()
-        return version_of(model) != before
+        return not still()
 
     assert changes(lambda: setattr(norm, "eps", 0.1))
     assert not changes(lambda: setattr(norm, "eps", norm.eps))
     assert changes(lambda: setattr(model[1], "1", nn.Tanh()))
     assert changes(lambda: model[1].append(nn.ReLU()))
     assert changes(lambda: norm.requires_grad_(False))
-    assert changes(lambda: norm.weight.retype("float64"))
     assert changes(lambda: norm.register_buffer("more", [1.0]))
     assert changes(lambda: delattr(norm, "more"))
     assert not changes(lambda: norm.weight.copy_(2.0))
     assert not changes(lambda: nn.Linear(2, 2).weight.copy_(0.0))  # another model
+    assert changes(lambda: model.double())
 
 
-def test_the_version_of_a_module_comes_back_with_its_modes():
-    model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
-    training = version_of(model)
-    inference = version_of(model.eval())
-    assert inference != training
-    assert version_of(model.train()) == training
+def test_compiled_code_holds_again_with_its_modes():
+    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+    still = holds(model)
+    model.eval()
+    assert not still()
+    model.train()
+    assert still()
     model[1].eval()
-    assert version_of(model) not in (training, inference)
+    assert not still()
 
 
-def test_what_forward_sets_does_not_change_the_version():
+def test_what_forward_sets_changes_nothing():
     class Counting(nn.Module):
         calls = 0
 
@@ -423,10 +429,9 @@ def test_what_forward_sets_does_not_change_the_version():
             return x + 1
 
     model = Counting()
-    before = version_of(model)
-    trace(model, X)
+    still = holds(model)
     assert model.calls == 1
-    assert version_of(model) == before
+    assert still()
 
 
 # Weight files.

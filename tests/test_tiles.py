@@ -210,7 +210,7 @@ def test_names_tell_functions_apart():
 
 
 def test_operands_have_a_kind():
-    with pytest.raises(CompileError, match='"column" or "full", not \'row\''):
+    with pytest.raises(CompileError, match='"column", "full" or "scalar", not \'row\''):
         Operand("bias", "row")
 
 

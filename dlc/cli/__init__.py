@@ -36,6 +36,7 @@ from types import ModuleType, TracebackType
 from typing import Any, TextIO
 
 from dlc import config
+from dlc.cli import naming
 from dlc.errors import Error, OptionError
 
 __all__ = ["COMMANDS", "command", "main", "overview", "parser"]
@@ -79,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         else:
             print(f"dlc: {error}", file=sys.stderr)
-        return 1
+        return USAGE if isinstance(error, naming.UsageError) else 1
     except KeyboardInterrupt:
         print("dlc: interrupted", file=sys.stderr)
         return 130
@@ -148,6 +149,9 @@ Errors are one line and exit code 1 (2 for a wrong command line); DLC_DEBUG=1 sh
 from, and more up to DLC_DEBUG=7. `dlc doctor` lists all environment variables."""
 
 
+_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+
+
 def _debugging() -> bool:
     try:
         return bool(config.get("debug"))
@@ -160,9 +164,13 @@ def _one_line(kind: type[BaseException], error: BaseException, trace: TracebackT
     if _debugging():
         traceback.print_exception(kind, error, trace)
         return
-    last = traceback.extract_tb(trace)[-1:]
+    frames = traceback.extract_tb(trace)
+    ours = (_PACKAGE, "<frozen ")
+    last = [each for each in frames if not each.filename.startswith(ours)][-1:]
     where = "".join(f" ({os.path.basename(each.filename)}:{each.lineno})" for each in last)
     text = str(error).strip() or "no message"
+    if isinstance(error, SyntaxError):  # it names its place, which is not where it was raised
+        where = ""
     print(f"dlc: {kind.__name__}: {text}{where}; DLC_DEBUG=1 shows the way there", file=sys.stderr)
 
 

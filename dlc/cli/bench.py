@@ -7,7 +7,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping
 from typing import Any
 
-from dlc.cli import naming, output
+from dlc.cli import datasets, naming, output
 from dlc.cli.turns import Side, Times, take_turns
 from dlc.errors import ArgumentError, DependencyError
 from dlc.report import duration, percent, quantity, table
@@ -36,8 +36,11 @@ def configure(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--threads", type=int, metavar="N", help="threads of every side")
     parser.add_argument("--opt", choices=("O0", "O1", "O2"), default="O2", help="passes (O2)")
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each side (5)")
-    parser.add_argument("--seconds", type=float, default=0.3, help="length of a turn (0.3)")
+    parser.add_argument(
+        "--rounds", type=datasets.positive, default=5, help="turns of each side (5)"
+    )
+    add = parser.add_argument
+    add("--seconds", type=naming.seconds, default=0.3, help="length of a turn (0.3)")
     output.add_json(parser)
 
 

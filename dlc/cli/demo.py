@@ -8,7 +8,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dlc.cli import bench, datasets, output
+from dlc.cli import bench, datasets, naming, output
 from dlc.report import duration, quantity, table
 
 if TYPE_CHECKING:
@@ -41,8 +41,8 @@ def configure(parser: ArgumentParser) -> None:
     add("--seeds", type=datasets.positive, default=5, metavar="N", help="splits of the digits (5)")
     add("--epochs", type=datasets.positive, default=24, metavar="N", help="of training (24)")
     add("--threads", type=int, metavar="N", help="threads of every side")
-    add("--rounds", type=int, default=3, help="turns of each side in timings (3)")
-    add("--seconds", type=float, default=0.3, help="length of a turn (0.3)")
+    add("--rounds", type=datasets.positive, default=3, help="turns of each side in timings (3)")
+    add("--seconds", type=naming.seconds, default=0.3, help="length of a turn (0.3)")
     output.add_json(parser)
 
 
@@ -51,6 +51,8 @@ def run(arguments: Namespace) -> int:
     if arguments.models:
         from dlc.cli.showcase import zoo
 
+        for name in arguments.models:
+            naming.of_zoo(name)
         return zoo.show(arguments)
     from dlc.cli.showcase import page
 

@@ -10,11 +10,12 @@ import difflib
 import importlib
 import importlib.util
 import inspect
+import math
 import os
 import re
 import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from dlc.errors import ArgumentError, explain
@@ -26,6 +27,11 @@ if TYPE_CHECKING:
     from dlc.ir.types import TensorSpec
 
     Array: TypeAlias = np.ndarray[Any, Any]
+
+
+class UsageError(ArgumentError):
+    """The command line itself is wrong."""
+
 
 #: The sides of an image, with its channels, that models of the zoo take; others take the last.
 IMAGES = {"lenet5": (1, 28, 28), "mlp": (1, 28, 28), "": (3, 224, 224)}
@@ -89,6 +95,17 @@ def size(text: str) -> tuple[str, int]:
     return match[1], int(match[2])
 
 
+def seconds(text: str) -> float:
+    """A duration."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise ArgumentTypeError(f"expects a number of seconds above 0, got {text!r}")
+    return value
+
+
 def model(arguments: Namespace) -> Module:
     """The model of a command line, with its weights, in the mode asked for."""
     from dlc.frontend.module import Module
@@ -99,14 +116,17 @@ def model(arguments: Namespace) -> Module:
         expected = "a Module, an instance of one, or a function that returns one"
         raise ArgumentError(explain(arguments.model, expected, type(made).__name__))
     if arguments.weights:
-        load_weights(made, arguments.weights)
+        try:
+            load_weights(made, arguments.weights)
+        except FileNotFoundError:
+            raise ArgumentError(f"--weights names no file: {arguments.weights!r}") from None
     return made.train(arguments.train)
 
 
 def make(name: str) -> Any:
     """What a name stands for; called, if it is a class or a function."""
     check_file(name)
-    found = _zoo(name) if ":" not in name else _attribute(name)
+    found = of_zoo(name) if ":" not in name else _attribute(name)
     if not (inspect.isclass(found) or inspect.isroutine(found)):
         return found
     try:
@@ -126,7 +146,8 @@ def zoo() -> list[str]:
     return [name for name in models.__all__ if name.islower()]
 
 
-def _zoo(name: str) -> Any:
+def of_zoo(name: str) -> Any:
+    """The model of a name that dlc brings along."""
     from dlc.frontend import models
 
     if name in zoo():
@@ -189,13 +210,22 @@ def inputs(arguments: Namespace) -> list[TensorSpec | Array]:
     """The inputs of a command line: shapes, and arrays from files."""
     dims = {name: (low, high) for name, low, high in arguments.dim}
     texts = arguments.inputs or [_default_input(arguments.model, dims)]
+    words = {word for text in texts for word in text.partition(":")[0].split("x")}
+    if unused := [name for name in dims if name not in words]:
+        raise UsageError(_unknown("--dim", unused[0], [w for w in words if w.isidentifier()]))
     return [_array(text) if text.endswith(".npy") else _spec(text, dims) for text in texts]
+
+
+def _unknown(option: str, name: str, known: Iterable[str]) -> str:
+    names = ", ".join(sorted(known))
+    expected = f"a name that an input has ({names})" if names else "an input with a named size"
+    return explain(option, expected, repr(name), advice="Such an input is batchx1x28x28.")
 
 
 def _default_input(name: str, dims: Mapping[str, object]) -> str:
     """The input of a model of the zoo; with a range for one name, that is its batch."""
     if ":" in name:
-        raise ArgumentError(f"{name} has inputs that only you know; name a shape: 1x3x224x224")
+        raise UsageError(f"{name} has inputs that only you know; name a shape: 1x3x224x224")
     sides = IMAGES.get(name, IMAGES[""])
     batch = next(iter(dims), "1")
     return "x".join([batch, *map(str, sides)])
@@ -206,6 +236,8 @@ def _array(path: str) -> Array:
 
     try:
         found = np.load(path, allow_pickle=False)
+    except OSError as error:
+        raise ArgumentError(f"the input {path!r} cannot be read: {error.strerror}") from None
     except (ValueError, EOFError) as error:
         raise ArgumentError(f"{path} is no file of one array: {error}") from None
     if not isinstance(found, np.ndarray):
@@ -227,7 +259,7 @@ def _spec(text: str, dims: Mapping[str, tuple[int, int]]) -> TensorSpec:
         else:
             advice = f"Give it a range: --dim {word}=1..64." if word.isidentifier() else ""
             expected = "numbers and named sizes with an x between them"
-            raise ArgumentError(explain(f"the input {text!r}", expected, repr(word), advice=advice))
+            raise UsageError(explain(f"the input {text!r}", expected, repr(word), advice=advice))
     return TensorSpec(tuple(sizes), dtype or "float32")
 
 
@@ -251,7 +283,7 @@ def arrays(
         d.name: d for s in specs if not isinstance(s, np.ndarray) for n in s.shape for d in dims(n)
     }
     if unknown := [name for name in at if name not in known]:
-        raise ArgumentError(explain("--at", f"one of {', '.join(known) or 'no names'}", unknown[0]))
+        raise UsageError(_unknown("--at", unknown[0], known))
     sizes = {name: at.get(name, each.min) for name, each in known.items()}
     rng = np.random.default_rng(seed)
     found = []

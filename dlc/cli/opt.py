@@ -7,7 +7,8 @@ import sys
 from argparse import ArgumentParser, Namespace
 from typing import TYPE_CHECKING
 
-from dlc.cli import naming
+from dlc.cli import naming, output
+from dlc.cli.naming import UsageError
 from dlc.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -63,16 +64,19 @@ def run(arguments: Namespace) -> int:
         _list()
         return 0
     if arguments.passes is None:
-        raise ArgumentError("dlc opt expects PASSES, such as simplify,fold-bn; --list names them")
+        raise UsageError("dlc opt expects PASSES, such as simplify,fold-bn; --list names them")
     pipeline = passes.parse(arguments.passes)
-    graph, done = manager.run(
-        _graph(arguments),
-        pipeline,
-        check=Check(reference.run) if arguments.check else None,
-        dump=arguments.dump,
-    )
+    graph = _graph(arguments)
+    with output.to("--dump", arguments.dump):
+        graph, done = manager.run(
+            graph,
+            pipeline,
+            check=Check(reference.run) if arguments.check else None,
+            dump=arguments.dump,
+        )
     if arguments.draw:
-        graph.draw(arguments.draw)
+        with output.to("--draw", arguments.draw):
+            graph.draw(arguments.draw)
     print(graph)
     if arguments.times:
         print(done, file=sys.stderr)

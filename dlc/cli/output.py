@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dlc.errors import ArgumentError, explain
+from dlc.errors import ArgumentError, ExecutionError, explain
 from dlc.report import text
 
 #: Columns where there is no terminal to ask.
@@ -46,6 +46,16 @@ def check_ending(option: str, path: str | None, endings: Sequence[str]) -> None:
         raise ArgumentError(
             explain(option, f"a name that ends in {' or '.join(endings)}", repr(path))
         )
+
+
+@contextmanager
+def to(option: str, path: str | None) -> Iterator[None]:
+    """Say which option it was, where what it names cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise ExecutionError(f"{option}: {path!r} cannot be written: {reason}") from error
 
 
 @contextmanager

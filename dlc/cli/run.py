@@ -19,9 +19,10 @@ HELP = "compile a model and run it on arrays or random numbers"
 ABOUT = f"""\
 {naming.ABOUT}
 
-Arrays come from .npy files; where a shape is given, they are random, the same in every run. With
---check, the outputs are compared with the same graph in float64, element by element, within the
-tolerances of torch.testing.assert_close; beyond them the exit code is 1.
+Arrays come from .npy files; where a shape is given, they are random, the same in every run, and so
+are weights that the model draws. With --check, the outputs are compared with the same graph in
+float64, element by element, within the tolerances of torch.testing.assert_close; beyond them the
+exit code is 1.
 
 examples:
   dlc run lenet5 digits.npy --weights lenet.safetensors --output logits.npy
@@ -53,11 +54,13 @@ def add_compiler_arguments(parser: ArgumentParser) -> None:
 def run(arguments: Namespace) -> int:
     """Compile, run, and say what came out."""
     from dlc.driver import compile
+    from dlc.frontend.random import seed
     from dlc.runtime.threads import count
 
     output.check_ending("--output", arguments.output, (".npy", ".npz"))
     threads = count(arguments.threads)
     specs = naming.inputs(arguments)
+    seed(0)
     model = naming.model(arguments)
     options = {"target": arguments.target, "opt": arguments.opt, "threads": threads}
     exe = compile(model, *specs, **options)
@@ -66,9 +69,11 @@ def run(arguments: Namespace) -> int:
     errors = _errors(model, arrays, outputs) if arguments.check else {}
     profile = exe.profile(*arrays) if arguments.profile or arguments.trace else None
     if arguments.output:
-        _save(arguments.output, outputs)
+        with output.to("--output", arguments.output):
+            _save(arguments.output, outputs)
     if profile and arguments.trace:
-        profile.chrome_trace(arguments.trace)
+        with output.to("--trace", arguments.trace):
+            profile.chrome_trace(arguments.trace)
     if arguments.json:
         found = {"outputs": {name: _facts(each) for name, each in outputs.items()}}
         found |= {"errors": errors} if arguments.check else {}

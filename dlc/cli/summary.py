@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 
-from dlc.cli import naming, output
+from dlc.cli import datasets, naming, output
 
 HELP = "what each module of a model takes, gives, holds and costs"
 ABOUT = f"""\
@@ -21,7 +21,9 @@ examples:
 def configure(parser: ArgumentParser) -> None:
     """Add the arguments."""
     naming.add_arguments(parser, sizes=False)
-    parser.add_argument("--depth", type=int, metavar="N", help="levels of modules to list")
+    parser.add_argument(
+        "--depth", type=datasets.positive, metavar="N", help="levels of modules to list"
+    )
     output.add_json(parser)
 
 

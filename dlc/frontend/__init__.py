@@ -5,6 +5,7 @@ scope        the trace under way: names of parameters, module paths, new values 
 parameter    arrays that a model owns: parameters and buffers
 module       nn.Module, as PyTorch's
 tree         nested tuples, lists and dicts of arguments and results
+met          what a trace met, and whether it still is as it was
 trace        runs a function on symbols and gives its graph
 tensors      functions of tensors: dlc.exp, dlc.cat;  einsum: dlc.einsum
 functional   functions of neural networks: F.conv2d, F.softmax

@@ -13,7 +13,7 @@ import numpy as np
 
 from dlc.errors import ArgumentError, DTypeError, Error, WeightsError, explain
 from dlc.frontend import hook
-from dlc.frontend.parameter import Buffer, Parameter, Variable, as_array, latest_change, touch
+from dlc.frontend.parameter import Buffer, Parameter, Variable, as_array, touch
 from dlc.frontend.scope import active
 from dlc.ir.sizes import shape_text
 from dlc.ir.types import DTYPES, FLOATS, as_dtype, is_float
@@ -54,7 +54,6 @@ class Module:
     training: bool
     _born: int
     _changed: int
-    _seen: tuple[int, tuple[int, int]]
     _parameters: dict[str, Any]
     _buffers: dict[str, Any]
     _modules: dict[str, Any]
@@ -70,7 +69,7 @@ class Module:
 
     def _begin(self) -> None:
         touch(self)
-        self.__dict__.update(_born=self._changed, _seen=(-1, (0, 0)))
+        self.__dict__["_born"] = self._changed
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the module computes; every subclass says."""
@@ -432,23 +431,6 @@ class Module:
 
     def _repr_children(self) -> list[str]:
         return [f"({name}): {module!r}" for name, module in self._modules.items()]
-
-
-def version_of(module: Module) -> tuple[int, int]:
-    """What a compiled call of a module is keyed by beside its arguments.
-
-    The newest change of it or below it that tracing can see (anything assigned to an attribute, an
-    element type, a `requires_grad`), and the training flags of all its modules as bits. Values of
-    parameters and buffers do not count.
-    """
-    now = latest_change()
-    if module._seen[0] != now:
-        modules = list(module.modules())
-        owners: list[Any] = [*modules, *(value for _, value in module.named_variables())]
-        newest = max(owner._changed for owner in owners)
-        modes = sum(part.training << i for i, part in enumerate(modules))
-        module.__dict__["_seen"] = (now, (newest, modes))
-    return module._seen[1]
 
 
 #: What to do in place of methods that PyTorch's modules have.

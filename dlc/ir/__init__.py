@@ -4,7 +4,8 @@ sizes        integers and polynomials in named dimensions
 types        element type and shape
 op           the op record: all about one operator in one place
 node         interned nodes, which are also the DSL's tensors
-arithmetic   their operators and methods;  indexing: x[key] as slice, take and reshape
+operators    their operators and elementwise functions;  arithmetic: their other methods
+indexing     x[key] as slice, take and reshape
 graph        inputs, outputs, aliases
 pattern      rules in the DSL's own syntax;  rewrite: applies a table of them until none fires
 manager      runs passes: verify, time, dump, bisect;  values: check by value

@@ -14,7 +14,7 @@ import keyword
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
@@ -246,11 +246,11 @@ class Poly:
 Size: TypeAlias = int | Poly
 
 
-def _not_of_sizes(size: Poly, symbol: str, other: object) -> Any:
+def _not_of_sizes(size: Poly, symbol: str, other: object) -> Size:
     """Refuse floats; what is neither may have an operator of its own."""
     if isinstance(other, float):
         raise _no_size(f"({size}) {symbol} {other}")
-    return NotImplemented
+    return NotImplemented  # type: ignore[no-any-return]
 
 
 def _no_size(text: str) -> ShapeError:

@@ -7,6 +7,7 @@ frame       where the words of a call lie
 pool        threads that run frames
 threads     how many there should be
 loader      objects into this process
+exclusive   the door to LLVM and Numba: one thread at a time, closed over a fork
 elf         what an object defines and needs
 bundle      a compiled model as bytes, for the cache
 cache       what was compiled before, on disk

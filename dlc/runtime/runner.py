@@ -51,7 +51,8 @@ class Memory:
         except (MemoryError, ValueError):
             raise ExecutionError(
                 f"a call needs {nbytes / 1e9:.3g} GB of memory at the largest sizes that were "
-                "declared, and the system does not grant it; compile with a narrower Dim"
+                "declared, and the system does not grant it; compile for smaller sizes, or with a "
+                "narrower Dim"
             ) from None
         start = self._raw.ctypes.data
         self.address = align(start)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dlc.frontend.module import Module, version_of
+from dlc.frontend.module import Module
 from dlc.ir.node import Node
 from dlc.training.step import Array, Loss, OfBatches, scalar
 
@@ -20,11 +20,6 @@ class Evaluation(OfBatches):
     def __call__(self, *batch: Array) -> dict[str, float]:
         results = self.executable(*batch)(*batch)
         return {name: float(value) for name, value in results.items()}
-
-    def version(self) -> tuple[object, ...]:
-        """What compiled code holds for."""
-        loss = version_of(self.loss) if isinstance(self.loss, Module) else None
-        return version_of(self.model), loss
 
     def compute(self, *tensors: Node) -> Any:
         """What is traced."""

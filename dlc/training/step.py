@@ -6,6 +6,7 @@ parameters, running statistics and an optimiser's moments replace the old ones i
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
@@ -16,7 +17,8 @@ from dlc import driver
 from dlc.errors import ArgumentError, ShapeError, explain
 from dlc.frontend import optim
 from dlc.frontend.gradient import gradients
-from dlc.frontend.module import Module, version_of
+from dlc.frontend.met import Variants
+from dlc.frontend.module import Module
 from dlc.frontend.parameter import Parameter
 from dlc.frontend.scope import active
 from dlc.ir.arithmetic import Arithmetic
@@ -52,25 +54,28 @@ class OfBatches(ABC):
     ):
         self.model, self._max_batch = model, max_batch
         self._threads, self._progress = threads, progress
-        self._compiled: dict[Any, Executable] = {}
+        self._variants: Variants[Executable] = Variants()
+        self._version: object = None
 
     @abstractmethod
     def compute(self, *tensors: Node) -> Any:
         """What is traced."""
 
-    def version(self) -> tuple[object, ...]:
-        """What compiled code holds for."""
-        return (version_of(self.model),)
+    def version(self) -> object:
+        """What compiled code holds for, beside the modules that it meets."""
+        return None
 
     def executable(self, *batch: Any) -> Executable:
         """The compiled function for arrays (or `TensorSpec`s) of such shapes and element types."""
         specs, version = self._specs(batch), self.version()
-        if (specs, version) not in self._compiled:
-            self._compiled = {key: e for key, e in self._compiled.items() if key[1] == version}
-            self._compiled[specs, version] = driver.compile(
-                self._traced(), *specs, threads=self._threads, progress=self._progress
-            )
-        return self._compiled[specs, version]
+        if version != self._version:
+            self._variants, self._version = Variants(), version
+        found = self._variants.find(specs, self.compute)
+        if found is None:
+            options = {"threads": self._threads, "progress": self._progress}
+            build = functools.partial(driver.variant, self._traced(), specs, {}, **options)
+            found = self._variants.make(specs, self.compute, build)
+        return found
 
     def _traced(self) -> Callable[..., Any]:
         """`compute`, with the model's own names for its parameters, and a name for progress."""
@@ -153,10 +158,9 @@ class TrainStep(OfBatches):
             return {name: float(value) for name, value in results.items()}
         return float(results)
 
-    def version(self) -> tuple[object, ...]:
-        """What compiled code holds for."""
-        loss = version_of(self.loss) if isinstance(self.loss, Module) else None
-        return version_of(self.model), loss, self.optimizer.structure()
+    def version(self) -> object:
+        """What compiled code holds for, beside the modules that it meets."""
+        return self.optimizer.structure()
 
     def compute(self, *tensors: Node) -> Any:
         """What is traced."""
