@@ -32,15 +32,21 @@ def exclusive() -> Iterator[None]:
 
 def _enter() -> None:
     _mine.depth = getattr(_mine, "depth", 0) + 1
-    if _mine.depth == 1:
+    if _mine.depth > 1:
+        return
+    entered = False
+    try:
         with _next:
-            _inside.acquire()
+            entered = _inside.acquire()
+    finally:
+        if not entered:  # interrupted while it waited
+            _mine.depth = 0
 
 
 def _leave() -> None:
-    _mine.depth -= 1
-    if not _mine.depth:
+    if _mine.depth == 1:
         _inside.release()
+    _mine.depth -= 1  # last: a finaliser that runs between is still inside, and does not wait
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import platform
+import sys
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
@@ -23,6 +24,8 @@ class Linked:
     The addresses are valid until `close`, which frees the code; nothing checks that no thread is
     inside it.
     """
+
+    _tracker: Any = None
 
     def __init__(self, jit: Any, tracker: Any, entries: Sequence[str]) -> None:
         self._jit, self._tracker = jit, tracker
@@ -52,6 +55,10 @@ class Linked:
             self._tracker.close()
             self._jit.close()
             self._tracker = self._jit = None
+
+    def __del__(self) -> None:
+        if not sys.is_finalizing():
+            self.close()
 
     def __enter__(self) -> Linked:
         return self
