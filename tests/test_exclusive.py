@@ -58,6 +58,7 @@ class Found:
                 pass
 
 pressed = []
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.meta_path.insert(0, Found())
 try:
     compiled(1)
@@ -92,7 +93,15 @@ def test_ctrl_c_during_the_imports_leaves_the_process_whole(tmp_path, module):
     assert run(INTERRUPTED, tmp_path, module) == [f"interrupted at {module}", "4.0"]
 
 
-def test_ctrl_c_comes_at_the_end_of_the_block():
+@pytest.fixture
+def heard():
+    """SIGINT is heard, also where the tests run in the background of a shell, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_comes_at_the_end_of_the_block(heard):
     done = []
 
     def work():
