@@ -7,8 +7,9 @@ memory pass the buffers; a backend then turns each group into one kernel.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from graphlib import TopologicalSorter
 
 from dlc.ir.graph import Graph
 from dlc.ir.node import Node
@@ -84,6 +85,19 @@ def flops_of(node: Node) -> Size:
     if kind in ("reduce", "window"):
         return node.inputs[0].tensor_type.count
     return 0
+
+
+def in_order(waits: Mapping[int, Collection[int]]) -> list[int]:
+    """Numbers, each behind those that it waits for, and else the least first."""
+    sorter = TopologicalSorter(waits)
+    sorter.prepare()
+    order: list[int] = []
+    ready: list[int] = []
+    while sorter.is_active():
+        ready = sorted([*ready, *sorter.get_ready()])
+        order.append(ready.pop(0))
+        sorter.done(order[-1])
+    return order
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from graphlib import TopologicalSorter
 
 from dlc.ir.graph import Graph
 from dlc.ir.node import Node
 from dlc.ir.op import Kind
 from dlc.ir.plan import Layout
-from dlc.ir.schedule import Group
+from dlc.ir.schedule import Group, in_order
 
 #: Ops that may find an error in data.
 CHECKED = ("take", "gather", "scatter_add", "check_finite")
@@ -100,8 +99,9 @@ class _Order:
         self._groups = groups
         self.maker = {node: i for i, group in enumerate(groups) for node in group.outputs}
         self.place: list[list[tuple[Node, Node]]] = [[] for _ in groups]
+        self._reads = [set(group.inputs) for group in groups]
         self._waits = [
-            {self.maker[node] for node in group.inputs if node in self.maker} for group in groups
+            {self.maker[node] for node in reads if node in self.maker} for reads in self._reads
         ]
         self._checks = [
             i
@@ -113,7 +113,7 @@ class _Order:
         """The groups that read a leaf, or a view of it."""
         shown, found = {leaf}, set[int]()
         for i, group in enumerate(self._groups):
-            if shown & set(group.inputs):
+            if shown & self._reads[i]:
                 found.add(i)
                 if group.view:
                     shown.update(group.outputs)
@@ -140,12 +140,5 @@ class _Order:
 
     def groups(self) -> list[Group]:
         """In an order that keeps every wait, and else the one they came in."""
-        waits = TopologicalSorter(dict(enumerate(self._waits)))
-        waits.prepare()
-        order: list[int] = []
-        ready: list[int] = []
-        while waits.is_active():
-            ready = sorted([*ready, *waits.get_ready()])
-            order.append(ready.pop(0))
-            waits.done(order[-1])
+        order = in_order(dict(enumerate(self._waits)))
         return [replace(self._groups[i], in_place=tuple(self.place[i])) for i in order]

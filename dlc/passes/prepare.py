@@ -33,8 +33,9 @@ class Split:
 def split(graph: Graph) -> Split:
     """Split a graph; leaves and scalar constants stay where they are read."""
     early: dict[Node, bool] = {}
+    changing = set(graph.aliases.values())
     for node in graph.nodes:
-        early[node] = is_parametric(node, early) and node.name not in graph.aliases.values()
+        early[node] = is_parametric(node, early) and node.name not in changing
     made = {node for node in graph.nodes if early[node] and node.op.kind is not Kind.LEAF}
     users, ends = graph.users(), set(graph.outputs)
     crossing = [

@@ -7,12 +7,11 @@ gradient of batch norm, wherever in the schedule they stand.
 from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Mapping, Sequence
-from graphlib import TopologicalSorter
 
 from dlc.ir.node import Node
 from dlc.ir.op import Kind
 from dlc.ir.plan import Layout
-from dlc.ir.schedule import Group
+from dlc.ir.schedule import Group, in_order
 from dlc.ir.sizes import bounds
 
 #: A kernel with more results would run out of registers.
@@ -62,7 +61,7 @@ class _Merger:
                 family.append(number)
             else:
                 self._merge(first, number)
-        return tuple(self.groups[i] for i in self._order())
+        return tuple(self.groups[i] for i in in_order(self.waits))
 
     def _fits(self, first: int, second: int) -> bool:
         one, other = self.groups[first], self.groups[second]
@@ -102,18 +101,6 @@ class _Merger:
             if second in waits:
                 waits.remove(second)
                 waits.add(first)
-
-    def _order(self) -> list[int]:
-        """Each group after what it waits for, and else in the order in which they came."""
-        waits = TopologicalSorter(self.waits)
-        waits.prepare()
-        order: list[int] = []
-        ready: list[int] = []
-        while waits.is_active():
-            ready = sorted([*ready, *waits.get_ready()])
-            order.append(ready.pop(0))
-            waits.done(order[-1])
-        return order
 
 
 def _walk(group: Group, layouts: Mapping[Node, Layout]) -> Hashable:
