@@ -1,7 +1,6 @@
 """What the tests of the op table are made of: a sample as a graph, a gradient, its numeric check.
 
-The gradient here is the least that applies the rules: reverse topological order, sums where a node
-is used twice. The pass that users reach is checked against the same rules by other tests.
+The gradient is that of the pass which users reach, so that each op's rule is tested through it.
 """
 
 import dataclasses
@@ -11,12 +10,12 @@ from fractions import Fraction
 import numpy as np
 
 from dlc.backends.reference import run
-from dlc.ir.graph import Graph, topological
+from dlc.ir.graph import Graph
 from dlc.ir.node import Builder, building
 from dlc.ir.op import OpDef, Sample
 from dlc.ir.types import TensorType, TupleType, is_float, tensor
-from dlc.ops.common import filled
 from dlc.ops.random import random_bits
+from dlc.passes.differentiate import gradients
 
 # A sample as a graph.
 
@@ -69,58 +68,6 @@ def differentiable(sample: Sample) -> list[int]:
 # Gradients.
 
 
-def vjp(outputs, cotangents, wrt):
-    """For each node of ``wrt`` the gradient of the sum of ``outputs * cotangents``, or None."""
-    gradient = dict(zip(outputs, cotangents, strict=True))
-    pending = {}  # gradients of the outputs of an op that has several, by position
-    active = _active(outputs, wrt)
-    for node in reversed(topological(outputs)):
-        if node not in active or not node.inputs:
-            continue
-        if node.op.name == "project":
-            source = node.inputs[0]
-            slots = pending.setdefault(source, [None] * len(source.type.elements))
-            slots[node.attrs["index"]] = gradient.get(node)
-            continue
-        g = tuple(pending[node]) if node in pending else gradient.get(node)
-        if g is None:
-            continue
-        for source, part in zip(node.inputs, apply_rule(node, g), strict=True):
-            if part is not None and source in active:
-                assert part.type == source.type, f"{node.op.name}: {part.type} for {source.type}"
-                gradient[source] = gradient[source] + part if source in gradient else part
-    return [gradient.get(node) for node in wrt]
-
-
-def _active(outputs, wrt):
-    """The nodes between ``wrt`` and ``outputs``."""
-    found = set(wrt)
-    for node in topological(outputs):
-        if any(source in found for source in node.inputs):
-            found.add(node)
-    return found
-
-
-def apply_rule(node, g):
-    """Gradients of a node's inputs by its record: its rule, or the rules of what it expands to."""
-    op = node.op
-    if op.grad is not None:
-        y = parts(node) if isinstance(node.type, TupleType) else node
-        result = op.grad(g, y, *node.inputs, **node.attrs)
-        assert isinstance(result, tuple), f"the rule of {op.name} gives no tuple"
-        assert len(result) == len(node.inputs), (
-            f"the rule of {op.name} gives {len(result)} gradients"
-        )
-        return result
-    if op.no_grad:
-        return (None,) * len(node.inputs)
-    made = op.expand(*node.inputs, **node.attrs)
-    outputs = made if isinstance(made, tuple) else (made,)
-    cotangents = g if isinstance(g, tuple) else (g,)
-    pairs = [(o, c) for o, c in zip(outputs, cotangents, strict=True) if c is not None]
-    return tuple(vjp([o for o, _ in pairs], [c for _, c in pairs], node.inputs))
-
-
 def gradient_graph(graph: Graph, wrt) -> Graph:
     """The graph from the inputs, and a cotangent for each float output, to gradients."""
     builder = graph.outputs[0].builder
@@ -129,11 +76,7 @@ def gradient_graph(graph: Graph, wrt) -> Graph:
     cotangents = [builder.input(f"u{taken}_{i}", y.tensor_type) for i, y in enumerate(outputs)]
     inputs = [graph.inputs[i] for i in wrt]
     with building(builder):
-        gradients = vjp(outputs, cotangents, inputs)
-    made = [
-        filled(builder, x.shape, 0.0, x.dtype) if g is None else g
-        for x, g in zip(inputs, gradients, strict=True)
-    ]
+        made = gradients(outputs, cotangents, inputs)
     return Graph(tuple(made), (*graph.inputs, *cotangents))
 
 
