@@ -364,25 +364,13 @@ def test_nothing_outside_the_arrays_is_read(run_python):
 
 
 FENCED = """
-    import ctypes, mmap, sys
+    import sys
     sys.path[:0] = ["tests", "."]
     import numpy as np
+    from helpers.fenced import fenced
     from helpers.native_kernels import LEVELS, panels, run
     from dlc.backends.numba_cpu.contract import Contraction, matmul_sizes, tile_vectors
     from dlc.backends.numba_cpu.vectors import Epilogue, Operand
-
-    libc, keep = ctypes.CDLL(None, use_errno=True), []
-
-    def fenced(array):
-        pages = -(-array.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
-        memory = mmap.mmap(-1, pages + mmap.PAGESIZE)
-        start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-        fence = ctypes.c_void_p(start + pages)
-        assert libc.mprotect(fence, ctypes.c_size_t(mmap.PAGESIZE), 0) == 0
-        inside = np.frombuffer(memory, array.dtype, array.size, pages - array.nbytes)
-        inside[:] = array.ravel()
-        keep.append(memory)
-        return inside.reshape(array.shape)
 
     epilogue = Epilogue("acc + bias + r", (Operand("bias", "column"), Operand("r", "full")))
     for isa in LEVELS:

@@ -340,25 +340,13 @@ def test_nothing_outside_the_arrays_is_read(run_python):
 
 
 FENCED = """
-    import ctypes, mmap, sys
+    import sys
     sys.path[:0] = ["tests", "."]
     import numpy as np
+    from helpers.fenced import fenced
     from helpers.native_kernels import LEVELS, run
     from dlc.backends.numba_cpu.strided import Strided, across_sizes, strided_vectors
     from dlc.backends.numba_cpu.vectors import Epilogue, Operand
-
-    libc, keep = ctypes.CDLL(None, use_errno=True), []
-
-    def fenced(array):
-        pages = -(-array.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
-        memory = mmap.mmap(-1, pages + mmap.PAGESIZE)
-        start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-        fence = ctypes.c_void_p(start + pages)
-        assert libc.mprotect(fence, ctypes.c_size_t(mmap.PAGESIZE), 0) == 0
-        inside = np.frombuffer(memory, array.dtype, array.size, pages - array.nbytes)
-        inside[:] = array.ravel()
-        keep.append(memory)
-        return inside.reshape(array.shape)
 
     operands = (Operand("bias", "column"), Operand("s", "scalar"), Operand("r", "full"))
     epilogue = Epilogue("acc + bias + r * s", operands)
