@@ -6,12 +6,17 @@ new Numba is checked against one page. It relies on, and breaks if Numba changes
 - `compiler.compile_extra` taking a `library` and a `pipeline_class`, and its flags `no_compile`,
   `no_cpython_wrapper`, `no_cfunc_wrapper`, `error_model`, `nrt`: they keep Python, the reference
   counts and the exceptions of integer division out of the code;
-- the nine passes listed in `_front_end`: what is left of Numba's pipeline without the rewrites that
-  are for array expressions, closures and `prange`;
-- `codegen.JITCodeLibrary` calling `_optimize_functions` for every module and
-  `add_linking_library` for every other library, Numba's runtime always among them: overridden, and
-  the library never finalised, `_final_module` stays as it was lowered, before anything that is
-  bound to this machine's vectors;
+- the six passes listed in `_front_end`: what is left of Numba's pipeline without the rewrites that
+  are for array expressions, closures and `prange`, and without SSA form and the ends of lifetimes,
+  which scalars do not need: each variable of the source has one type;
+- `codegen.JITCodeLibrary` being given each module by `add_ir_module`, and every other library by
+  `add_linking_library`, Numba's runtime always among them: overridden, so that the module stays as
+  it was lowered, before LLVM has seen it;
+- `TypeInferer.resolve_call` asking its context for the signature of each call, which takes most of
+  the time of typing: `_Remembering` answers what was asked before;
+- `Lower.lower_binop` being given an operator of `operator` and finding its types in
+  `fndesc.calltypes`: `_lowering` emits the usual ones itself, where Numba tries every operand as a
+  literal first;
 - Numba's calling convention `i32 f(ret*, exception*, args...)`, and `arg.` before a parameter's
   name: `_wrapper` calls it, `_body` marks its pointers.
 
@@ -22,6 +27,7 @@ whose step is constant, LLVM removes it; where not, `objects.build` finds the sy
 from __future__ import annotations
 
 import ast
+import operator
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -177,13 +183,13 @@ def _lower_body(
         returned = _numba_type(Param("result", result)) if result else types.void
         try:
             function = _function(source, name, names, single)
-            described, text = _compile(function, kinds, returned, name)
+            described, module = _compile(function, kinds, returned, name)
         # A call with the wrong number of operands is a TypeError of the intrinsic's definition.
         except (errors.NumbaError, SyntaxError, TypeError) as error:
             raise CompileError(f"kernel {name} cannot be lowered: {error}\n{source}") from error
     if single and "f64(" not in source:
         _check_single(described.typemap, name, source)
-    return _body(text, described.llvm_func_name, name, params)
+    return _body(module, described.llvm_func_name, name, params)
 
 
 def _function(source: str, name: str, names: dict[str, Any], single: bool) -> Any:
@@ -201,7 +207,8 @@ class _Literals(ast.NodeTransformer):
     """Make float literals float32: those that f32() takes, and in a kernel that is ``single`` all
     but those that f64() takes. Numba takes them for float64, and what they meet with them.
 
-    Each becomes a global of its own, put into `names`.
+    Each becomes a global of its own, put into `names`. Integers among the globals become literals:
+    a variable that is given a global keeps the type of this one number.
     """
 
     def __init__(self, names: dict[str, Any], single: bool) -> None:
@@ -209,6 +216,11 @@ class _Literals(ast.NodeTransformer):
 
     def visit_Constant(self, node: ast.Constant) -> ast.expr:
         return self._float32(node) if self.single and isinstance(node.value, float) else node
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        value = self.names.get(node.id)
+        given = isinstance(node.ctx, ast.Load) and type(value) is int
+        return ast.copy_location(ast.Constant(value), node) if given else node
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
         match node:
@@ -236,18 +248,18 @@ def _check_single(types: Mapping[str, Any], name: str, source: str) -> None:
         )
 
 
-def _compile(function: Any, kinds: Sequence[Any], returned: Any, name: str) -> tuple[Any, str]:
-    """Numba's description of the lowered `function`, and its module's unoptimised text."""
+def _compile(function: Any, kinds: Sequence[Any], returned: Any, name: str) -> tuple[Any, Any]:
+    """Numba's description of the lowered `function`, and the module that it lies in."""
     from numba.core import compiler, registry
 
     library_class, pipeline_class = _front_end()
     target = registry.cpu_target
     flags = compiler.Flags()
     flags.no_compile = flags.no_cpython_wrapper = flags.no_cfunc_wrapper = True
-    flags.error_model, flags.nrt, flags.enable_ssa = "numpy", False, True
+    flags.error_model, flags.nrt, flags.enable_ssa = "numpy", False, False
     library = library_class(target.target_context.codegen(), name)
     result = compiler.compile_extra(
-        target.typing_context,
+        _remembering(),
         target.target_context,
         function,
         tuple(kinds),
@@ -262,30 +274,66 @@ def _compile(function: Any, kinds: Sequence[Any], returned: Any, name: str) -> t
             f"kernel {name} makes Numba compile {', '.join(library.helpers)} along; use dlc's "
             f"intrinsics only (no min, max or ** of Python's)"
         )
-    return result.fndesc, library.text()
+    return result.fndesc, library.module
+
+
+class _Remembering:
+    """Numba's typing context, with the signatures of calls remembered.
+
+    A signature follows from the types of the function and of its arguments. Numba looks for it
+    among dozens of candidates for each operator, for each place in a source.
+    """
+
+    def __init__(self, context: Any) -> None:
+        self._context = context
+        self._known: dict[Any, Any] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._context, name)
+
+    def resolve_function_type(self, func: Any, args: Any, kws: Any) -> Any:
+        """The signature of a call, or None."""
+        if kws:
+            return self._context.resolve_function_type(func, args, kws)
+        found = self._known.get((func, args))
+        if found is None:
+            found = self._context.resolve_function_type(func, args, kws)
+            if found is not None:
+                self._known[func, args] = found
+        return found
+
+
+@cache
+def _remembering() -> Any:
+    from numba.core import registry
+
+    return _Remembering(registry.cpu_target.typing_context)
 
 
 @cache
 def _front_end() -> tuple[Any, Any]:
-    """A code library that leaves its module alone, and the shortest pipeline that fills it."""
+    """A code library that keeps its module as it is, and the shortest pipeline that makes it."""
     from numba.core import codegen, compiler, typed_passes, untyped_passes
-    from numba.core.compiler_machinery import PassManager
+    from numba.core.compiler_machinery import PassManager, register_pass
     from numba.core.runtime import rtsys
 
     class Library(codegen.JITCodeLibrary):
         def __init__(self, generator: Any, name: str) -> None:
             super().__init__(generator, name)
             self.helpers: list[str] = []
-
-        def text(self) -> str:
-            return str(self._final_module)
+            self.module: Any = None
 
         def add_linking_library(self, library: Any) -> None:
             if library is not rtsys.library:
                 self.helpers.append(library.name)
 
-        def _optimize_functions(self, module: Any) -> None:
-            pass
+        def add_ir_module(self, module: Any) -> None:
+            self.module = module
+
+    @register_pass(mutates_CFG=True, analysis_only=False)
+    class Lowering(typed_passes.NativeLowering):
+        _name = "dlc_lowering"
+        lowering_class = _lowering()
 
     class Pipeline(compiler.CompilerBase):
         def define_pipelines(self) -> list[PassManager]:
@@ -294,11 +342,8 @@ def _front_end() -> tuple[Any, Any]:
                 untyped_passes.TranslateByteCode,
                 untyped_passes.FixupArgs,
                 untyped_passes.IRProcessing,
-                untyped_passes.ReconstructSSA,
                 typed_passes.NopythonTypeInference,
-                typed_passes.PreLowerStripPhis,
-                typed_passes.IRLegalization,
-                typed_passes.NativeLowering,
+                Lowering,
                 typed_passes.NoPythonBackend,
             ):
                 manager.add_pass(stage, stage.__name__)
@@ -308,6 +353,57 @@ def _front_end() -> tuple[Any, Any]:
     return Library, Pipeline
 
 
+#: Operators that are one instruction, by the name of the builder's method for integers and floats.
+_INSTRUCTIONS = {
+    operator.add: ("add", "fadd"),
+    operator.sub: ("sub", "fsub"),
+    operator.mul: ("mul", "fmul"),
+}
+_COMPARISONS = {
+    operator.lt: "<",
+    operator.le: "<=",
+    operator.gt: ">",
+    operator.ge: ">=",
+    operator.eq: "==",
+    operator.ne: "!=",
+}
+
+
+@cache
+def _lowering() -> Any:
+    """Numba's lowering, with operators of two numbers of one type as the instructions they are."""
+    from numba.core import lowering, types
+
+    plain = (types.int64, types.float32, types.float64)
+
+    class Lower(lowering.Lower):
+        def lower_binop(self, resty: Any, expr: Any, op: Any) -> Any:
+            kind, other = self.fndesc.calltypes[expr].args
+            known = op in _INSTRUCTIONS or op in _COMPARISONS
+            if not known or kind not in plain or kind != other:
+                return super().lower_binop(resty, expr, op)
+            sides = (
+                self.context.cast(
+                    self.builder, self.loadvar(side.name), self.typeof(side.name), kind
+                )
+                for side in (expr.lhs, expr.rhs)
+            )
+            real = kind in types.real_domain
+            if op in _INSTRUCTIONS:
+                flags = () if real else ("nsw",)  # sizes and places do not overflow
+                made = getattr(self.builder, _INSTRUCTIONS[op][real])(*sides, flags=flags)
+            elif not real:
+                made = self.builder.icmp_signed(_COMPARISONS[op], *sides)
+            elif op is operator.ne:
+                made = self.builder.fcmp_unordered("!=", *sides)
+            else:
+                made = self.builder.fcmp_ordered(_COMPARISONS[op], *sides)
+            result = self.fndesc.calltypes[expr].return_type
+            return self.context.cast(self.builder, made, result, resty)
+
+    return Lower
+
+
 def _numba_type(param: Param) -> Any:
     from numba.core import types
 
@@ -315,19 +411,19 @@ def _numba_type(param: Param) -> Any:
     return types.CPointer(kind) if param.is_pointer else kind
 
 
-def _body(text: str, mangled: str, name: str, params: Sequence[Param]) -> str:
-    """Numba's text with the function under a stable name, internal, its pointers marked."""
-    text = re.sub(r"^; ModuleID.*\n|^source_filename.*\n|^target .*\n", "", text, flags=re.M)
+def _body(module: Any, mangled: str, name: str, params: Sequence[Param]) -> str:
+    """The text of Numba's module, with the function under a stable name, internal, its pointers
+    marked.
+    """
+    function = module.get_global(mangled)
+    function.linkage = "internal"
+    apart = {f"arg.{param.name}" for param in params if param.is_pointer and param.noalias}
+    for argument in function.args:
+        if argument.name in apart:
+            argument.add_attribute("noalias")
+    text = re.sub(r"^; ModuleID.*\n|^target .*\n", "", str(module), flags=re.M)
     text = re.sub(rf"_ZN08NumbaEnv{re.escape(mangled[3:])}", f"{name}.environment", text)
-    text = text.replace(mangled, f"{name}.body")
-    start = text.index(f"define i32 @{name}.body(")
-    end = text.index("\n", start)
-    header = text[start:end].replace("define i32", "define internal i32", 1)
-    for param in params:
-        if param.is_pointer and param.noalias:
-            header = header.replace(f"ptr %arg.{param.name},", f"ptr noalias %arg.{param.name},")
-            header = header.replace(f"ptr %arg.{param.name})", f"ptr noalias %arg.{param.name})")
-    return text[:start] + header + text[end:]
+    return text.replace(mangled, f"{name}.body")
 
 
 def _wrapper(name: str, params: Sequence[Param]) -> str:

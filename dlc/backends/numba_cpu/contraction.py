@@ -20,7 +20,7 @@ from dlc.backends.numba_cpu.contract import (
 )
 from dlc.backends.numba_cpu.depthwise import Depthwise, DepthwiseTile, depthwise_sizes
 from dlc.backends.numba_cpu.kernel import Kernel, Sizes
-from dlc.backends.numba_cpu.planes import Planes, PlanesTile
+from dlc.backends.numba_cpu.planes import Planes, PlanesTile, vectors_for
 from dlc.backends.numba_cpu.strided import (
     Strided,
     across_sizes,
@@ -273,7 +273,9 @@ def _planes(
     sizes |= {"inputs": inputs, "lines": lines, "w_group": inputs * lines * taps * channels}
     sizes |= {"x_image": image, "x_line": line, "x_plane": plane}
     sizes |= {"y_image": y[0], "y_channel": y[1], "y_line": y[2], "y_pixel": y[3]}
-    tile = PlanesTile(isa, node.dtype, channels, taps, out.op.kind is Kind.WINDOW, epilogue)
+    vectors = vectors_for(isa, node.dtype, channels, node.shape[3])
+    pooled = out.op.kind is Kind.WINDOW
+    tile = PlanesTile(isa, node.dtype, channels, taps, vectors, pooled, epilogue)
     (top, _), (left, _) = node.attrs["padding"]
     return Planes(tile, parts).kernel, sizes, as_size(line) * -top - left
 

@@ -27,11 +27,24 @@ from dlc.backends.numba_cpu.vectors import (
     module_text,
     word,
 )
+from dlc.ir.sizes import Size, bounds
 
 #: Lines of the result in a tile: a pair, for the 2x2 maximum.
 LINES = 2
 #: Most accumulators, by number of vector registers.
 ACCUMULATORS = {32: 24, 16: 12}
+#: Vectors of a line from which one that is half empty costs less than loading weights more often.
+SHORT = 5
+
+
+def vectors_for(isa: Isa, dtype: str, channels: int, width: Size) -> int:
+    """How many vectors of pixels a tile takes: two where the registers hold their sums, unless
+    lines of ``width`` pixels would leave most of a second one empty.
+    """
+    lanes, least = isa.lanes(dtype), bounds(width)[0]
+    fits = 2 * LINES * channels <= ACCUMULATORS[isa.registers]
+    odd = -(-least // lanes) % 2 and least < SHORT * lanes
+    return 2 if fits and not odd else 1
 
 
 @dataclass(frozen=True)
@@ -54,6 +67,8 @@ class PlanesTile(NativeFunction):
     isa : Isa
     dtype : str
     channels, taps : int
+    vectors : int
+        Of pixels in a line, one or two; see `vectors_for`.
     pooled : bool
     epilogue : Epilogue
         Its operands are of kind "column".
@@ -63,14 +78,9 @@ class PlanesTile(NativeFunction):
     dtype: str
     channels: int
     taps: int
+    vectors: int = 1
     pooled: bool = False
     epilogue: Epilogue = PLAIN
-
-    @property
-    def vectors(self) -> int:
-        """Vectors of pixels in a line."""
-        most = ACCUMULATORS[self.isa.registers] // (LINES * self.channels)
-        return 2 if most >= 2 else 1
 
     @property
     def pixels(self) -> int:
