@@ -32,6 +32,7 @@ CONVOLUTIONS = (
     "conv2d_phases",
 )
 WEIGHT_GRADIENT = "conv2d_weight_direct"
+POOLING_GRADIENTS = ("max_pool2d_grad", "avg_pool2d_grad")
 NO_HALO = ((0, 0),) * 4
 
 Halo = tuple[tuple[int, int], ...]
@@ -46,14 +47,14 @@ class AssignLayouts(Pass):
     def run(self, graph: Graph, journal: Journal) -> Graph:
         """The graph in which every value can be written in the layout that its readers need."""
         orders = _orders(graph)
-        halos, needs = _halos(graph, orders), _needs(graph)
+        halos, needs = _halos(graph, orders), _needs(graph, orders)
         ends = set(graph.outputs)
         new: dict[Node, Node] = {}
         copies: dict[tuple[Node, tuple[int, ...]], Node] = {}
         for node in graph.nodes:
             inputs = list[Node]()
             for i, source in enumerate(node.inputs):
-                need = _need(node, i)
+                need = _need(node, i, orders)
                 if need is not None:  # one copy serves all readers in this order
                     need = need[0], needs[source, need[0]]
                 made = _as_needed(new[source], source, need, orders, halos, ends)
@@ -120,7 +121,7 @@ def _order(node: Node, orders: Mapping[Node, tuple[int, ...]]) -> tuple[int, ...
         return tuple(node.attrs["order"])
     if node.op.name in CONVOLUTIONS:
         return CHANNELS_LAST
-    if node.op.name in ("max_pool2d_grad", "avg_pool2d_grad"):
+    if node.op.name in POOLING_GRADIENTS:
         return orders[node.inputs[0]]
     follows = node.op.kind in (Kind.POINTWISE, Kind.WINDOW) or node.op.name in (
         "pad",
@@ -135,8 +136,12 @@ def _order(node: Node, orders: Mapping[Node, tuple[int, ...]]) -> tuple[int, ...
     return rows
 
 
-def _need(node: Node, operand: int) -> tuple[tuple[int, ...], Halo] | None:
+def _need(
+    node: Node, operand: int, orders: Mapping[Node, tuple[int, ...]]
+) -> tuple[tuple[int, ...], Halo] | None:
     """The order and halo in which a node reads an operand, None where any will do."""
+    if operand == 1 and node.op.name in POOLING_GRADIENTS and orders[node] == CHANNELS_LAST:
+        return CHANNELS_LAST, NO_HALO
     if operand == 1 and node.op.name == WEIGHT_GRADIENT:
         return CHANNELS_LAST, NO_HALO
     if operand == 0 and node.op.name in (*CONVOLUTIONS, WEIGHT_GRADIENT):
@@ -152,12 +157,14 @@ def _need(node: Node, operand: int) -> tuple[tuple[int, ...], Halo] | None:
     return None
 
 
-def _needs(graph: Graph) -> dict[tuple[Node, tuple[int, ...]], Halo]:
+def _needs(
+    graph: Graph, orders: Mapping[Node, tuple[int, ...]]
+) -> dict[tuple[Node, tuple[int, ...]], Halo]:
     """For each value, and order in which it is read, the halo that its widest reader needs."""
     needs: dict[tuple[Node, tuple[int, ...]], Halo] = {}
     for node in graph.nodes:
         for i, source in enumerate(node.inputs):
-            need = _need(node, i)
+            need = _need(node, i, orders)
             if need is not None:
                 needs[source, need[0]] = _wider(needs.get((source, need[0]), NO_HALO), need[1])
     return needs
@@ -170,7 +177,7 @@ def _halos(graph: Graph, orders: Mapping[Node, tuple[int, ...]]) -> dict[Node, H
         if node.op.name == "relayout":
             halos[node] = node.attrs["halo"]
         for i, source in enumerate(node.inputs):
-            need = _need(node, i)
+            need = _need(node, i, orders)
             if need and need[0] == orders[source] and source.op.name != "relayout" and _own(source):
                 halos[source] = _wider(halos.get(source, NO_HALO), need[1])
     return halos

@@ -29,7 +29,14 @@ from dlc.backends.numba_cpu.strided import (
 )
 from dlc.backends.numba_cpu.vectors import Epilogue, Operand
 from dlc.backends.numba_cpu.winograd import Winograd, winograd_sizes
-from dlc.backends.numba_cpu.writer import SCRATCH, KernelSource, Value, literal, scalar_text
+from dlc.backends.numba_cpu.writer import (
+    SCRATCH,
+    KernelSource,
+    Value,
+    is_number,
+    literal,
+    scalar_text,
+)
 from dlc.ir.node import Node
 from dlc.ir.op import Kind
 from dlc.ir.plan import Layout
@@ -93,7 +100,7 @@ def epilogue_of(group: Group) -> tuple[Epilogue, Operands]:
 
 
 def _operand_text(node: Node, group: Group, operands: dict[Operand, Node]) -> str:
-    if node.op.name == "constant" and node.tensor_type.count == 1:
+    if is_number(node):
         return literal(node.attrs["value"].reshape(())[()].item(), node.dtype)
     kind = "full" if node.shape == group.outputs[0].shape else "column"
     if node.tensor_type.count == 1 and group.anchor.op.name in SCALARS_AT_STORE:

@@ -206,7 +206,7 @@ def _kernel_of(group: Group, schedule: Schedule, isa: Isa) -> KernelSource:
     if kind is Kind.WINDOW:
         return window_kernel(group, schedule.layouts, "kernel")
     if group.anchor.op.name in ("max_pool2d_grad", "avg_pool2d_grad"):
-        return pool_grad_kernel(group, schedule.layouts, "kernel")
+        return pool_grad_kernel(group, schedule.layouts, isa, "kernel")
     if group.anchor.op.name == "pack_winograd":
         return weights_kernel(group, schedule.layouts, isa)
     if kind is Kind.OPAQUE and group.anchor.op.name in OPAQUE:

@@ -15,7 +15,15 @@ from dataclasses import dataclass, replace
 from dlc.backends.native.isa import Isa
 from dlc.backends.numba_cpu.loops import coefficient, loop_nest, rows
 from dlc.backends.numba_cpu.transpose import TransposeTile
-from dlc.backends.numba_cpu.writer import KernelSource, Loop, Var, Writer, literal, loop_over
+from dlc.backends.numba_cpu.writer import (
+    KernelSource,
+    Loop,
+    Var,
+    Writer,
+    is_number,
+    literal,
+    loop_over,
+)
 from dlc.ir.node import Node
 from dlc.ir.op import Kind
 from dlc.ir.plan import Layout
@@ -109,9 +117,7 @@ def movement(group: Group, layouts: Layouts) -> Movement | None:
 
 
 def _in_memory(node: Node) -> bool:
-    return node.op.name not in ("iota", "size") and not (
-        node.op.name == "constant" and node.tensor_type.count == 1
-    )
+    return node.op.name not in ("iota", "size") and not is_number(node)
 
 
 def _always(guard: tuple[Size, Size, Size]) -> bool:

@@ -9,12 +9,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import product
 
+from dlc.backends.native.isa import Isa
+from dlc.backends.numba_cpu.contraction import epilogue_of
 from dlc.backends.numba_cpu.loops import index_of, loop_nest, rows
+from dlc.backends.numba_cpu.pool_tile import PoolGradTile
 from dlc.backends.numba_cpu.reduce import LANES
 from dlc.backends.numba_cpu.window import WIDTH, WRITTEN_OUT, Window
-from dlc.backends.numba_cpu.writer import KernelSource, Loop, Var, Writer, cast, literal, loop_over
+from dlc.backends.numba_cpu.writer import (
+    KernelSource,
+    Loop,
+    Var,
+    Writer,
+    cast,
+    is_number,
+    literal,
+    loop_over,
+)
 from dlc.ir.node import Node
 from dlc.ir.plan import Layout
 from dlc.ir.schedule import Group
@@ -22,15 +35,22 @@ from dlc.ir.sizes import Size, as_size, bounds
 
 Index = tuple[Size, ...]
 
+CHANNELS_LAST = (0, 2, 3, 1)
 
-def pool_grad_kernel(group: Group, layouts: Mapping[Node, Layout], name: str) -> KernelSource:
+
+def pool_grad_kernel(
+    group: Group, layouts: Mapping[Node, Layout], isa: Isa, name: str
+) -> KernelSource:
     """The kernel of a gradient of pooling and of the pointwise work behind it."""
     attrs = group.anchor.attrs
     padded = any(map(any, attrs["padding"])) or attrs["ceil_mode"]
     apart = attrs["stride"] == attrs["kernel"] and attrs.get("dilation", (1, 1)) == (1, 1)
     small = attrs["kernel"][0] * attrs["kernel"][1] <= WRITTEN_OUT
-    form = _Apart if apart and small and not padded else _Overlapping
-    return form(group, layouts).kernel(name)
+    if not (apart and small) or padded:
+        return _Overlapping(group, layouts).kernel(name)
+    if _lies_in_channels(group, layouts):
+        return _Lines(group, layouts, isa).kernel(name)
+    return _Apart(group, layouts).kernel(name)
 
 
 class _PoolGradient:
@@ -123,21 +143,29 @@ class _Apart(_PoolGradient):
         strips = (as_size(self.node.shape[2]) + (kernel[0] - 1)) // kernel[0]
         outer = [*self.planes, self.variable("strip", strips)]
         self.own([*outer, *([self.across] if self.across else [])])
-        if self.across is not None and not self._few():
-            writer.line(f"winner = local({WIDTH}, i32)")
+        self.begin()
         with rows(writer, outer):
             lines, columns = (writer.size(size) for size in self.g.shape[2:])
             writer.line("column = 0")
             with writer.block(f"if strip < {lines}:"):
                 writer.line(f"column = {columns} * {kernel[1]}")
-                places = self.window.positions(0, "strip")
-                if self.across is None:
-                    self._line(places)
-                else:
-                    with writer.block(f"for ow in range({columns}):"):
-                        self._window(places)
+                self.windows(columns)
             self._rest()
         return writer.finish(name)
+
+    def begin(self) -> None:
+        """What stands before the loops."""
+        if self.across is not None and not self._few():
+            self.writer.line(f"winner = local({WIDTH}, i32)")
+
+    def windows(self, columns: str) -> None:
+        """The windows of a strip."""
+        places = self.window.positions(0, "strip")
+        if self.across is None:
+            self._line(places)
+            return
+        with self.writer.block(f"for ow in range({columns}):"):
+            self._window(places)
 
     def _line(self, places: list[Var]) -> None:
         """The windows of a line side by side, once for each line of the image."""
@@ -212,6 +240,54 @@ class _Apart(_PoolGradient):
             self.lanes(chunked=False),
         ):
             self.store(self.at(h, w), self.zero)
+
+
+class _Lines(_Apart):
+    """The same with a native function for the windows of a line, where all that it reads and writes
+    lies in memory, channels last.
+    """
+
+    def __init__(self, group: Group, layouts: Mapping[Node, Layout], isa: Isa):
+        super().__init__(group, layouts)
+        epilogue, self.operands = epilogue_of(group)
+        lines, columns = self.window.kernel
+        self.tile = PoolGradTile(isa, self.node.dtype, lines, columns, self.picks, epilogue)
+
+    def kernel(self, name: str) -> KernelSource:
+        made = super().kernel(name)
+        return replace(made, externs=(self.tile.extern,), objects=(self.tile,))
+
+    def begin(self) -> None:
+        """Nothing: what the function needs it keeps in registers."""
+
+    def windows(self, columns: str) -> None:
+        """One call."""
+        writer, strip = self.writer, as_size(self._var("strip"))
+        nodes = {"x": self.node.inputs[0], "y": self.group.outputs[0], **self.operands}
+        call = [columns, writer.size(self.node.shape[1]), *self._place(self.g, strip)[:2]]
+        for name in self.tile.images:
+            call += self._place(nodes[name], strip * self.window.kernel[0])
+        writer.line(f"{self.tile.name}({', '.join(call)})")
+
+    def _place(self, node: Node, line: Size) -> list[str]:
+        """Where a line of an image begins, and its strides of pixel and line."""
+        writer, strides = self.writer, self.writer.layouts[node].strides(node.shape)
+        start = writer.element(node, (self.index[0], 0, line, 0))
+        place = f"at({writer.pointer(node)}, {writer.index_text(start)})"
+        return [place, *(writer.index_text(as_size(stride)) for stride in (strides[3], strides[2]))]
+
+
+def _lies_in_channels(group: Group, layouts: Mapping[Node, Layout]) -> bool:
+    """Whether the result and all that a group reads are numbers or images channels last."""
+    inside, node = set(group.inside), group.anchor
+    read = [each for each in group.inputs if not is_number(each)]
+    alike = {node.shape, node.inputs[-1].shape}
+    return (
+        len(group.outputs) == 1
+        and not inside & set(node.inputs)
+        and all(each.shape in alike and each.dtype == node.dtype for each in read)
+        and all(layouts[each].order == CHANNELS_LAST for each in (*read, *group.outputs))
+    )
 
 
 class _Overlapping(_PoolGradient):

@@ -91,6 +91,11 @@ class Loop:
     extent: Size
 
 
+def is_number(node: Node) -> bool:
+    """Whether a node is one number, which stands in the source."""
+    return node.op.name == "constant" and node.tensor_type.count == 1
+
+
 def loop_over(name: str, extent: Size) -> Loop:
     """A loop of `extent` rounds, whose variable counts from 0."""
     return Loop(Var(name, 0, max(bounds(extent)[1] - 1, 0)), extent)
@@ -224,7 +229,7 @@ class Writer:
 
     def _compute(self, node: Node, index: tuple[Size, ...], guard: str) -> str:
         name, inside = node.op.name, node in self.inside
-        if name == "constant" and node.tensor_type.count == 1:
+        if is_number(node):
             text = literal(node.attrs["value"].reshape(())[()].item(), node.dtype)
             return f"f32({text})" if self.mixed and node.dtype == "float32" else text
         if name == "size":
