@@ -21,6 +21,7 @@ from dlc.ir.schedule import Group
 from dlc.ir.sizes import Size, bounds
 from dlc.ops.across import SCALARS_AT_STORE
 from dlc.passes.siblings import merge_siblings
+from dlc.passes.updates import join_updates
 
 #: The contraction whose store can take the maximum of each 2x2, but reads no operand as large as
 #: its result.
@@ -58,7 +59,7 @@ def fuse(graph: Graph, layouts: Mapping[Node, Layout]) -> tuple[Group, ...]:
     """The groups of a graph, each after those that it reads."""
     updates = [graph.outputs[number] for number in graph.aliases]
     groups = merge_siblings(_Fusion(graph, layouts).groups(), layouts, updates)
-    return _with_views(groups, graph, layouts)
+    return _with_views(join_updates(groups, graph, layouts), graph, layouts)
 
 
 def _with_views(

@@ -58,7 +58,8 @@ def contract_kernels(group: Group, layouts: Layouts, isa: Isa) -> list[KernelSou
     make = _KERNELS[group.anchor.op.name]
     kernel, sizes, start = make(group, layouts, isa, epilogue, operands)
     x, w = group.anchor.inputs
-    named = {"x": Value(x, start), "w": Value(w), "y": Value(group.outputs[0])}
+    results = zip(epilogue.results, map(Value, group.outputs), strict=True)
+    named = {"x": Value(x, start), "w": Value(w), **dict(results)}
     named |= {name: Value(node) for name, node in operands.items()}
     return [_source(group, kernel, sizes, named)]
 
@@ -82,21 +83,24 @@ def _source(
 
 
 def epilogue_of(group: Group) -> tuple[Epilogue, Operands]:
-    """The expression stored in place of the accumulator, and the values in memory that it reads, by
-    name.
+    """The expressions stored in place of the accumulator, and the values in memory that they read,
+    by name.
     """
     texts: dict[Node, str] = {group.anchor: "acc"}
     operands: dict[Operand, Node] = {}
-    last = group.anchor
     for node in group.inside:
-        if node is group.anchor or node.op.kind is Kind.WINDOW:  # a maximum behind the expression
+        if node is group.anchor:
+            continue
+        if node.op.kind is Kind.WINDOW:  # a maximum behind the expression
+            texts[node] = texts[node.inputs[0]]
             continue
         for source in node.inputs:
             if source not in texts:
                 texts[source] = _operand_text(source, group, operands)
         texts[node] = scalar_text(node, [texts[source] for source in node.inputs])
-        last = node
-    return Epilogue(texts[last], tuple(operands)), {o.name: node for o, node in operands.items()}
+    first, *more = (texts[node] for node in group.outputs)
+    epilogue = Epilogue(first, tuple(operands), tuple(more))
+    return epilogue, {o.name: node for o, node in operands.items()}
 
 
 def _operand_text(node: Node, group: Group, operands: dict[Operand, Node]) -> str:

@@ -39,8 +39,9 @@ class Strided:
     where the parts share the range of `outer`. The sum is cut into chains of at most `CHAIN`
     products, whole runs along depth where they fit, which are added one after the other: its bits
     depend on sizes only. A full operand has the strides of y by names of its own, a column operand
-    o begins at g o_group. All strides are in elements. The parameters are x, w, y, the operands,
-    `scratch` (of `scratch_elements` for each thread), and `sizes`, in this order.
+    o begins at g o_group, further results lie like y. All strides are in elements. The parameters
+    are x, w, y, further results, the operands, `scratch` (of `scratch_elements` for each thread),
+    and `sizes`, in this order.
 
     Attributes
     ----------
@@ -81,15 +82,16 @@ class Strided:
         names += ["x_group", "x_line", "x_tap", "x_run", "w_group"]
         for axis, step in (("outer", "outer"), ("inner", "inner"), ("depth", "step")):
             names += [axis, f"x_{step}", f"w_{step}"]
-        for name in ("y", *(operand.name for operand in self.epilogue.fulls)):
+        for name in _like_the_result(self.epilogue):
             names += [f"{name}_part", f"{name}_group", f"{name}_row"]
         return (*names, *(f"{operand.name}_group" for operand in self.epilogue.columns))
 
     @property
     def kernel(self) -> Kernel:
         """The kernel."""
-        pointers = ["x", "w", "y", *(operand.name for operand in self.epilogue.operands)]
-        # A full operand may be y itself.
+        operands = (operand.name for operand in self.epilogue.operands)
+        pointers = ["x", "w", *self.epilogue.results, *operands]
+        # A full operand may be a result itself.
         params = [Param(name, f"{self.dtype}*", noalias=False) for name in pointers]
         params += [Param("scratch", f"{self.dtype}*")]
         params += [Param(name, "int64") for name in self.sizes]
@@ -196,9 +198,14 @@ def weight_grad_sizes(
 def _result(epilogue: Epilogue, y: tuple[Size, Size, Size], column_group: Size) -> Sizes:
     """Strides of the result and of the operands beside it."""
     sizes: Sizes = {f"{operand.name}_group": column_group for operand in epilogue.columns}
-    for name in ("y", *(operand.name for operand in epilogue.fulls)):
+    for name in _like_the_result(epilogue):
         sizes |= dict(zip((f"{name}_part", f"{name}_group", f"{name}_row"), y))
     return sizes
+
+
+def _like_the_result(epilogue: Epilogue) -> list[str]:
+    """Names of what has the result's shape."""
+    return [*epilogue.results, *(operand.name for operand in epilogue.fulls)]
 
 
 # The source.
@@ -333,7 +340,8 @@ def _store(strided: Strided) -> str:
         base = f"part * {name}_part + g * {name}_group + row * {name}_row + column"
         return f"at({name}, {base}), {name}_row"
 
-    arguments = [f"height, count, at(sums, (t - low) * {tile.rows * tile.columns})", place("y")]
+    arguments = [f"height, count, at(sums, (t - low) * {tile.rows * tile.columns})"]
+    arguments += map(place, strided.epilogue.results)
     for each in strided.epilogue.operands:
         column = f"at({each.name}, g * {each.name}_group + column)"
         kinds = {"full": place(each.name), "column": column, "scalar": each.name}

@@ -257,8 +257,9 @@ class StridedStore(NativeFunction):
     """A native function that stores what the epilogue makes of the sums of a `StridedTile`.
 
     In C: `void name(rows, columns, sums, y, y_row, operands...)`, a full operand followed by the
-    distance of its rows: `y[i y_row + j] = expression(sums[i, j], operands)`. Nothing beyond the
-    columns is read or written.
+    distance of its rows: `y[i y_row + j] = expression(sums[i, j], operands)`, and so on for y1 and
+    y2 where there are several results, each of which may be an operand. Nothing beyond the columns
+    is read or written.
 
     Attributes
     ----------
@@ -286,7 +287,8 @@ class StridedStore(NativeFunction):
         """The parameters in order."""
         pointer = f"{self.dtype}*"
         params = [Param("rows", "int64"), Param("columns", "int64"), Param("sums", pointer)]
-        params += [Param("y", pointer), Param("y_row", "int64")]
+        for name in self.epilogue.results:
+            params += [Param(name, pointer), Param(f"{name}_row", "int64")]
         for operand in self.epilogue.operands:
             params.append(Param(operand.name, pointer))
             if operand.kind == "full":
@@ -299,7 +301,7 @@ class StridedStore(NativeFunction):
 
     def twin(self) -> Callable[..., None]:
         """The same function in plain Python, for `python_twin.run`."""
-        names, expression = [param.name for param in self.params], self.epilogue.twin()
+        names, expressions = [param.name for param in self.params], self.epilogue.twins()
 
         def run(*arguments: Any) -> None:
             arg = dict(zip(names, arguments, strict=True))
@@ -310,7 +312,9 @@ class StridedStore(NativeFunction):
                     values |= {each.name: arg[each.name][0] for each in self.epilogue.scalars}
                     for each in self.epilogue.fulls:
                         values[each.name] = arg[each.name][i * arg[f"{each.name}_row"] + j]
-                    arg["y"][i * arg["y_row"] + j] = expression(values)
+                    results = {name: each(values) for name, each in expressions.items()}
+                    for name, result in results.items():
+                        arg[name][i * arg[f"{name}_row"] + j] = result
 
         return run
 
@@ -363,12 +367,13 @@ class _Store(VectorFunction):
             values["acc"] = self.load(self.at(sums, start))
             for each in self.epilogue.fulls:
                 values[each.name] = self.load(self.at(self.row(each.name, i), start), mask)
-            self.store(self.expression(values), self.at(self.row("y", i), start), mask)
+            for name, result in self.expressions(values).items():
+                self.store(result, self.at(self.row(name, i), start), mask)
         i_next = b.add(i, word(1))
         self.feed([i], [word(0)], before)
         self.feed([i], [i_next], b.block)
         self.rolled(b.cbranch(b.icmp_signed("<", i_next, arg["rows"]), row, done))
 
     def row(self, name: str, i: ir.Value) -> ir.Value:
-        """Row i of y or of a full operand."""
+        """Row i of a result or of a full operand."""
         return self.at(self.arg[name], self.builder.mul(i, self.arg[f"{name}_row"]))

@@ -63,10 +63,19 @@ class Epilogue:
         Over `acc`, the operands' names and numbers, as `emit.emit_expression` reads it.
     operands : tuple of Operand
         A full operand may be y itself: `acc + y` accumulates.
+    also : tuple of str
+        Expressions of further results, where a store writes several.
     """
 
     expression: str = "acc"
     operands: tuple[Operand, ...] = ()
+    also: tuple[str, ...] = ()
+
+    @property
+    def results(self) -> dict[str, str]:
+        """The expressions by the names of what they are written to: y, y1, y2 and so on."""
+        more = {f"y{number}": text for number, text in enumerate(self.also, start=1)}
+        return {"y": self.expression} | more
 
     @property
     def columns(self) -> tuple[Operand, ...]:
@@ -103,8 +112,17 @@ class Epilogue:
 
     def twin(self) -> Callable[[Mapping[str, Any]], Any]:
         """The expression in plain Python: a function of `acc` and the operands by name."""
-        code, names = compile(self.expression, "<epilogue>", "eval"), python_namespace()
-        return lambda values: eval(code, dict(names), values)
+        return self.twins()["y"]
+
+    def twins(self) -> dict[str, Callable[[Mapping[str, Any]], Any]]:
+        """The same for each result."""
+        names = python_namespace()
+
+        def function(text: str) -> Callable[[Mapping[str, Any]], Any]:
+            code = compile(text, "<epilogue>", "eval")
+            return lambda values: eval(code, dict(names), values)
+
+        return {name: function(text) for name, text in self.results.items()}
 
 
 #: The sum as it is.
@@ -274,3 +292,8 @@ class VectorFunction:
     def expression(self, values: Mapping[str, ir.Value]) -> ir.Value:
         """The epilogue's expression over vectors."""
         return emit_expression(self.emitter, self.epilogue.expression, values)
+
+    def expressions(self, values: Mapping[str, ir.Value]) -> dict[str, ir.Value]:
+        """All results of the epilogue over vectors, by name."""
+        texts = self.epilogue.results
+        return {name: emit_expression(self.emitter, text, values) for name, text in texts.items()}

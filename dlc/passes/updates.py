@@ -1,0 +1,79 @@
+"""Updates: the new values of a parameter and of its moments, computed as its gradient is stored.
+
+The gradient itself then never reaches memory: a step reads and writes a parameter and its moments
+once, in the kernel of the contraction that makes the gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+from dlc.ir.graph import Graph
+from dlc.ir.node import Node
+from dlc.ir.op import Kind
+from dlc.ir.plan import Layout
+from dlc.ir.schedule import Group, in_order
+from dlc.ops.across import SCALARS_AT_STORE
+
+#: Nodes of an update that a store still computes: in a longer one, texts would be repeated often.
+LONGEST = 32
+
+
+def join_updates(
+    groups: Sequence[Group], graph: Graph, layouts: Mapping[Node, Layout]
+) -> tuple[Group, ...]:
+    """The groups, each after those that it reads, updates in the kernels of their gradients."""
+    updates, ends = {graph.outputs[number] for number in graph.aliases}, set(graph.outputs)
+    maker = {node: i for i, group in enumerate(groups) for node in group.outputs}
+    readers: dict[Node, list[int]] = {}
+    for i, group in enumerate(groups):
+        for node in group.inputs:
+            readers.setdefault(node, []).append(i)
+    joined, behind = dict(enumerate(groups)), dict[int, int]()
+    for i, group in enumerate(groups):
+        if not updates.issuperset(group.outputs) or group.anchor.op.kind is not Kind.POINTWISE:
+            continue
+        for value in group.inputs:
+            kept = (value,) if value in updates else ()  # itself new, such as a velocity
+            alone = readers[value] == [i] and (kept or value not in ends)
+            at = maker.get(value)
+            if at is not None and alone and _takes(groups[at], group, value, layouts):
+                inside = (*groups[at].inside, *group.inside)
+                joined[at] = Group(groups[at].anchor, inside, (*kept, *group.outputs))
+                del joined[i]
+                behind[i] = at
+                break
+    return _ordered(joined, maker, behind)
+
+
+def _takes(made: Group, update: Group, value: Node, layouts: Mapping[Node, Layout]) -> bool:
+    """Whether the kernel of a gradient can compute an update of it."""
+    if made.anchor.op.name not in SCALARS_AT_STORE or made.outputs != (value,):
+        return False
+    inside = set(update.inside)
+    return len(inside) <= LONGEST and all(
+        node.op.kind is Kind.POINTWISE
+        and node.shape == value.shape
+        and node.dtype in ("bool", value.dtype)
+        and all(s in inside or _is_read(s, value, layouts) for s in node.inputs)
+        for node in update.inside
+    )
+
+
+def _is_read(node: Node, value: Node, layouts: Mapping[Node, Layout]) -> bool:
+    """Whether a store that makes ``value`` can read a node: a scalar, or an element for each."""
+    if node.dtype != value.dtype:
+        return False
+    alike = node.shape == value.shape and layouts[node] == layouts[value]
+    return alike or node.tensor_type.count == 1
+
+
+def _ordered(
+    groups: Mapping[int, Group], maker: Mapping[Node, int], behind: Mapping[int, int]
+) -> tuple[Group, ...]:
+    """Groups by number, each after those that it reads; ``behind`` says where an update went."""
+    waits: dict[int, Collection[int]] = {}
+    for number, group in groups.items():
+        made = {maker[node] for node in group.inputs if node in maker}
+        waits[number] = {behind.get(i, i) for i in made} - {number}
+    return tuple(groups[number] for number in in_order(waits))
