@@ -224,6 +224,9 @@ CONTRACTIONS = {
         (spec((N, 17, 4, 7)),),
     ),
     "planes": Case(lambda x: conv(x, 6, 2, 3, 5), (spec((1, 2, 5, 37)),), ({},)),
+    "planes beyond which lie more zeros than the kernel has lines": Case(
+        lambda x: conv(x, 6, 2, 3, 5, padding=((5, 4), (1, 2))), (spec((1, 2, 3, 18)),), ({},)
+    ),
     "planes and a sum": Case(
         lambda x: conv(y := conv(x, 4, 2, 3, 3), 4, 4, 3, 3, residual=y),
         (spec((1, 2, 3, 19)),),

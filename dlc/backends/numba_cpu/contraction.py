@@ -281,13 +281,15 @@ def _planes(
     image, plane, line, _ = layouts[x].strides(x.shape)
     y = layouts[out].strides(out.shape)
     sizes: Sizes = {"images": node.shape[0], "height": node.shape[2], "width": node.shape[3]}
-    sizes |= {"inputs": inputs, "lines": lines, "w_group": inputs * lines * taps * channels}
+    w_plane = lines * taps * channels
+    sizes |= {"inputs": inputs, "lines": lines, "w_group": inputs * w_plane, "w_plane": w_plane}
     sizes |= {"x_image": image, "x_line": line, "x_plane": plane}
     sizes |= {"y_image": y[0], "y_channel": y[1], "y_line": y[2], "y_pixel": y[3]}
     vectors = vectors_for(isa, node.dtype, channels, node.shape[3])
     pooled = out.op.kind is Kind.WINDOW
     tile = PlanesTile(isa, node.dtype, channels, taps, vectors, pooled, epilogue)
     (top, _), (left, _) = node.attrs["padding"]
+    sizes |= {"top": top, "rows": x.shape[2]}
     return Planes(tile, parts).kernel, sizes, as_size(line) * -top - left
 
 

@@ -51,12 +51,12 @@ def vectors_for(isa: Isa, dtype: str, channels: int, width: Size) -> int:
 class PlanesTile(NativeFunction):
     """A native function for two lines, some pixels and all channels of a convolution of stride 1.
 
-    In C: `void name(valid, x, x_line, x_plane, w, y, y_line, y_pixel, y_channel, operands...,
-    inputs, lines)`. For line r < 2, pixel p < `valid` and channel c < `channels`
+    In C: `void name(valid, x, x_line, x_plane, w, w_plane, y, y_line, y_pixel, y_channel,
+    operands..., inputs, lines)`. For line r < 2, pixel p < `valid` and channel c < `channels`
 
         acc[r, p, c] = sum over i < inputs, a < lines, b < taps of
                        x[i x_plane + (r + a) x_line + p + b]
-                       * w[((i lines + a) taps + b) channels + c]
+                       * w[i w_plane + (a taps + b) channels + c]
         y[r y_line + p y_pixel + c y_channel] = expression(acc[r, p, c], operands[c])
 
     or, pooled, the maximum of each 2x2 of these, of which there are valid / 2 in one line. x is
@@ -99,7 +99,7 @@ class PlanesTile(NativeFunction):
         pointer = f"{self.dtype}*"
         params = [Param("valid", "int64"), Param("x", pointer)]
         params += [Param(name, "int64") for name in ("x_line", "x_plane")]
-        params += [Param("w", pointer), Param("y", pointer)]
+        params += [Param("w", pointer), Param("w_plane", "int64"), Param("y", pointer)]
         params += [Param(name, "int64") for name in ("y_line", "y_pixel", "y_channel")]
         params += [Param(operand.name, pointer) for operand in self.epilogue.operands]
         return (*params, Param("inputs", "int64"), Param("lines", "int64"))
@@ -130,7 +130,7 @@ class PlanesTile(NativeFunction):
         """acc[r, p, c] of the formula."""
         total = arg["w"][c] * 0
         for i, a, b in np.ndindex(arg["inputs"], arg["lines"], self.taps):
-            tap = ((i * arg["lines"] + a) * self.taps + b) * self.channels + c
+            tap = i * arg["w_plane"] + (a * self.taps + b) * self.channels + c
             pixel = i * arg["x_plane"] + (r + a) * arg["x_line"] + p + b
             total += arg["x"][pixel] * arg["w"][tap]
         return total
@@ -184,13 +184,13 @@ class _Body(VectorFunction):
         b.branch(planes)
         b.position_at_end(planes)
         plane, outer = self.phi(WORD), [self.phi(self.vector) for _ in self.keys]
-        weights = self.phi(WORD)
         x_plane = self.at(arg["x"], b.mul(plane, arg["x_plane"]))
+        w_plane = self.at(arg["w"], b.mul(plane, arg["w_plane"]))
         b.branch(lines)
         b.position_at_end(lines)
         line, acc = self.phi(WORD), [self.phi(self.vector) for _ in self.keys]
         taps = self.phi(WORD)
-        new = self._taps(self.at(x_plane, b.mul(line, arg["x_line"])), self.at(arg["w"], taps), acc)
+        new = self._taps(self.at(x_plane, b.mul(line, arg["x_line"])), self.at(w_plane, taps), acc)
         line_next = b.add(line, word(1))
         taps_next = b.add(taps, word(self.tile.taps * self.tile.channels))
         self.rolled(b.cbranch(b.icmp_signed("<", line_next, arg["lines"]), lines, next_plane))
@@ -198,9 +198,9 @@ class _Body(VectorFunction):
         plane_next = b.add(plane, word(1))
         self.rolled(b.cbranch(b.icmp_signed("<", plane_next, arg["inputs"]), planes, done))
         zeros = [self.zero] * len(self.keys)
-        self.feed([plane, weights, *outer], [word(0), word(0), *zeros], entry)
-        self.feed([plane, weights, *outer], [plane_next, taps_next, *new], next_plane)
-        self.feed([line, taps, *acc], [word(0), weights, *outer], planes)
+        self.feed([plane, *outer], [word(0), *zeros], entry)
+        self.feed([plane, *outer], [plane_next, *new], next_plane)
+        self.feed([line, taps, *acc], [word(0), word(0), *outer], planes)
         self.feed([line, taps, *acc], [line_next, taps_next, *new], lines)
         b.position_at_end(done)
         return new
@@ -276,8 +276,9 @@ class Planes:
     """A convolution kernel over channel planes.
 
     The convolution has `images` x `height` x `width` pixels and at least two lines; x begins at the
-    corner of the padding. y is the result, or its 2x2 maximum. Channels beyond those of a tile are
-    further tiles, `w_group` weights apart, with strides in elements.
+    corner of the padding, of which there are `top` lines above `rows` lines of pixels: lines of the
+    kernel that meet zeros only are left out. y is the result, or its 2x2 maximum. Channels beyond
+    those of a tile are further tiles, `w_group` weights apart, with strides in elements.
 
     Attributes
     ----------
@@ -290,8 +291,8 @@ class Planes:
     groups: int = 1
 
     sizes = (
-        *("images", "height", "width", "inputs", "lines"),
-        *("x_image", "x_line", "x_plane", "w_group"),
+        *("images", "height", "width", "inputs", "lines", "top", "rows"),
+        *("x_image", "x_line", "x_plane", "w_group", "w_plane"),
         *("y_image", "y_line", "y_pixel", "y_channel"),
     )
 
@@ -309,11 +310,12 @@ def _body(planes: Planes) -> str:
     """The source below the `def` line."""
     tile, step = planes.tile, 1 if planes.tile.pooled else LINES
     columns = [f"at({o.name}, g * {tile.channels})" for o in tile.epilogue.operands]
-    x = "at(x, n * x_image + line * x_line + v)"
+    x = "at(x, n * x_image + (line + first) * x_line + v)"
+    w = f"at(w, g * w_group + first * {tile.taps * tile.channels}), w_plane"
     place = "n * y_image + row * y_line + out * y_pixel"
     y = f"at(y, {place} + g * {tile.channels} * y_channel)"
-    call = [f"valid, {x}, x_line, x_plane", "at(w, g * w_group)", y, "y_line, y_pixel, y_channel"]
-    arguments = indent(",\n".join([*call, *columns, "inputs, lines"]), " " * 20)
+    call = [f"valid, {x}, x_line, x_plane", w, y, "y_line, y_pixel, y_channel"]
+    arguments = indent(",\n".join([*call, *columns, "inputs, behind - first"]), " " * 20)
     row = "pair" if tile.pooled else "line"
     last = "" if tile.pooled else "\n        line = line if line < height - 1 else height - 2"
     return f"""\
@@ -325,6 +327,11 @@ def _body(planes: Planes) -> str:
         pair = unit - n * pairs
         line = pair * {LINES}{last}
         row = {row}
+        # The lines of the kernel that meet pixels for either line, or one that meets zeros.
+        first = top - line - 1 if top - line - 1 < lines - 1 else lines - 1
+        first = first if first > 0 else 0
+        behind = rows + top - line if rows + top - line < lines else lines
+        behind = behind if behind > first else first + 1
         for v in range(0, width, {tile.pixels}):
             valid = width - v if width - v < {tile.pixels} else {tile.pixels}
             out = {"div(v, 2)" if tile.pooled else "v"}
