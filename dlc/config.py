@@ -129,6 +129,14 @@ OPTIONS = (
         "every library at once.",
     ),
     Option(
+        "compile_helpers",
+        "DLC_COMPILE_HELPERS",
+        integer(0),
+        None,
+        "How many processes compile kernels beside the program; by default one less than it has "
+        "threads. 0 where others need the CPUs or the memory.",
+    ),
+    Option(
         "cache_dir",
         "DLC_CACHE_DIR",
         PATH,

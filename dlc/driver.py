@@ -63,6 +63,7 @@ def compile(
     verify: int = 0,
     progress: bool | None = None,
     freeze: bool = False,
+    memory_budget: int | None = None,
 ) -> Executable:
     """Compile a function or module for arguments of given shapes.
 
@@ -85,9 +86,17 @@ def compile(
         Show what is being compiled; by default on a terminal (see docs/configuration.md).
     freeze : bool
         Copy the parameters now and let the originals go, rather than follow them.
+    memory_budget : int, optional
+        Bytes that the values which a call makes on its way take together at most, at the largest
+        sizes (``executable.memory["values"]``): where they would take more, some are computed
+        again rather than kept, with the same bits. Arguments, results, parameters and what
+        optimisers remember do not count.
 
     Raises
     ------
+    MemoryError
+        No way was found to need as little as ``memory_budget``; the message says how little is
+        enough.
     TargetError
         There is no such target.
     ArgumentError
@@ -101,9 +110,13 @@ def compile(
         raise ArgumentError(explain("dlc.compile", f"opt to be {', '.join(LEVELS)}", repr(opt)))
     if verify not in (0, 1, 2):
         raise ArgumentError(explain("dlc.compile", "verify to be 0, 1 or 2", repr(verify)))
+    if target == "reference" and memory_budget is not None:
+        advice = 'Compile with target="cpu".'
+        expected, got = "no memory_budget where NumPy runs op by op", f"{memory_budget}"
+        raise ArgumentError(explain("dlc.compile", expected, got, advice=advice))
     _check_specs(specs)
     traced = _traced(function, specs, {})
-    executable = _executable(traced, target, opt, threads, verify, progress)
+    executable = _executable(traced, target, opt, threads, verify, progress, memory_budget)
     if freeze:
         executable.freeze()
     return executable
@@ -139,16 +152,18 @@ def _executable(
     threads: int | None = None,
     verify: int = 0,
     progress: bool | None = None,
+    memory_budget: int | None = None,
 ) -> Executable:
     graph = traced.graph
     _check_dims(graph)
+    _check_budget(memory_budget)
     verify = max(verify, config.get("verify"))
     optimised = functools.cache(lambda: optimise(graph, opt, verify))
     profiler = None
     if target == "reference":
         runner, kernels = _Reference(optimised()), ()
     else:
-        runner, kernels = _native(graph, optimised, opt, threads, progress, verify)
+        runner, kernels = _native(graph, optimised, opt, threads, progress, verify, memory_budget)
         profiler = functools.partial(_profile, runner)
     return Executable(
         optimised,
@@ -208,6 +223,7 @@ def _native(
     threads: int | None,
     progress: bool | None = None,
     verify: int = 0,
+    memory_budget: int | None = None,
 ) -> tuple[Any, tuple[Kernel, ...]]:
     """A runner of native code; a graph that was compiled before comes whole from the cache, without
     any pass (unless they are to be verified, or somebody wants to read what they choose).
@@ -223,11 +239,11 @@ def _native(
     def build() -> bytes:
         made.append(graph.name)
         with bar(f"compiling {graph.name}", progress) as report:
-            return pack(_lowered(optimised, isa, report, verify))
+            return pack(_lowered(optimised, isa, report, verify, memory_budget))
 
     logger.log(debug.IR, "traced:\n%s", graph)
     afresh = verify > 0 or logger.isEnabledFor(debug.CHOICES)
-    key = ("model", graph.structure_key(), _modules(graph), opt, isa.name)
+    key = ("model", graph.structure_key(), _modules(graph), opt, isa.name, memory_budget)
     compiled = unpack(build() if afresh else disk.CodeStore().get_or(key, build))
     for source in compiled.sources.values():
         logger.log(debug.SOURCE, "source:\n%s", source)
@@ -256,7 +272,13 @@ def _modules(graph: Graph) -> list[list[str]]:
     return [sorted({o.module for o in node.origins if o.module}) for node in graph.nodes]
 
 
-def _lowered(optimised: Callable[[], Graph], isa: Isa, report: Report, verify: int = 0) -> Compiled:
+def _lowered(
+    optimised: Callable[[], Graph],
+    isa: Isa,
+    report: Report,
+    verify: int = 0,
+    memory_budget: int | None = None,
+) -> Compiled:
     """The plan and the objects of a graph, by way of passes, schedules and kernels."""
     with importing():
         from dlc.backends.numba_cpu.lower import Lowering
@@ -266,13 +288,14 @@ def _lowered(optimised: Callable[[], Graph], isa: Isa, report: Report, verify: i
     with debug.timed(logger, "passes"):
         graph = optimised()
     with debug.timed(logger, "schedule"):
-        prepare, main, prepared = schedule(graph, _passes(verify))
+        prepare, main, prepared = schedule(graph, _passes(verify), memory_budget)
     for name, each in (("prepare", prepare), ("main", main)):
         logger.log(debug.IR, "%s, scheduled:\n%s", name, each.graph)
         for group in each.groups:
             logger.log(debug.CHOICES, "%s: %r", name, group)
     with debug.timed(logger, "kernels"):
-        helpers = machine.count() - 1
+        wanted = config.get("compile_helpers")
+        helpers = machine.count() - 1 if wanted is None else wanted
         support = {"interpreter": _interpreter, "entry": _entry}
         beside = {
             name: _support_job(name)
@@ -334,7 +357,10 @@ def _profile(
     def measured(dtype: str, threads: int) -> Peak:
         return peak(threads, dtype)
 
-    return measure(runner, _clocks().address("dlc_stamp"), measured, arrays, call, repeats)
+    stamp = _clocks().address("dlc_stamp")
+    pool = Pool(_interpreter(), runner.pool.threads, whole_team=True)
+    with contextlib.closing(pool):
+        return measure(runner, pool, stamp, measured, arrays, call, repeats)
 
 
 # Native code that is not a model's: linked once a process.
@@ -397,6 +423,12 @@ def _kernels(plan: Plan, sources: Mapping[str, str]) -> tuple[Kernel, ...]:
         )
         for step in plan.main
     )
+
+
+def _check_budget(memory_budget: object) -> None:
+    whole = isinstance(memory_budget, (int, np.integer)) and not isinstance(memory_budget, bool)
+    if memory_budget is not None and not (whole and memory_budget > 0):
+        raise ArgumentError(explain("memory_budget", "a number of bytes", repr(memory_budget)))
 
 
 def _check_dims(graph: Graph) -> None:

@@ -21,6 +21,7 @@ __all__ = [
     "ExecutionError",
     "GradientError",
     "IndexError",
+    "MemoryError",
     "NumericsError",
     "OptionError",
     "ParseError",
@@ -111,6 +112,10 @@ class DTypeError(Error, TypeError):
 
 class IndexError(Error, builtins.IndexError):
     """An index or a label is out of range; a kernel found it while it ran."""
+
+
+class MemoryError(Error, builtins.MemoryError):
+    """A memory budget is less than what a function needs, however much it computes twice."""
 
 
 class NumericsError(Error, ArithmeticError):

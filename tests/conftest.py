@@ -24,6 +24,7 @@ def pytest_configure(config):
         directory = tempfile.TemporaryDirectory(prefix="dlc-test-")
         os.environ["DLC_CACHE_DIR"] = directory.name
         config.add_cleanup(directory.cleanup)
+    os.environ.setdefault("DLC_COMPILE_HELPERS", "0")  # xdist's workers have the CPUs already
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ BUILTINS = {
     "ExecutionError": RuntimeError,
     "GradientError": TypeError,
     "IndexError": IndexError,
+    "MemoryError": MemoryError,
     "CheckpointError": RuntimeError,
     "NumericsError": ArithmeticError,
     "OptionError": ValueError,

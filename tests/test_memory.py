@@ -43,15 +43,16 @@ def test_the_arena_places_any_lives(requests):
     """Buffers come in order; some live longer than planned at first."""
     arena, lives = _Arena(), []
     for now, (nbytes, life, longer) in enumerate(requests):
-        offset = arena.place(nbytes, now, now + life)
-        assert offset % ALIGNMENT == 0
-        lives.append([offset, offset + nbytes, now, now + life])
+        assert arena.add(nbytes, now, now + life) == now
+        lives.append((nbytes, now, now + life + 2 * longer))
         if longer:
-            arena.extend(offset, now + life + 2)
-            lives[-1][3] += 2
-        assert offset + nbytes <= arena.size
-    for i, (start, end, first, last) in enumerate(lives):
-        for start2, end2, first2, last2 in lives[:i]:
+            arena.extend(now, now + life + 2)
+    offsets, size = arena.places()
+    placed = [(o, o + nbytes, *life) for o, (nbytes, *life) in zip(offsets, lives, strict=True)]
+    for i, (start, end, first, last) in enumerate(placed):
+        assert start % ALIGNMENT == 0
+        assert end <= size
+        for start2, end2, first2, last2 in placed[:i]:
             assert end <= start2 or end2 <= start or last < first2 or last2 < first
 
 

@@ -213,7 +213,7 @@ def test_several_outputs_at_once_are_no_operand(op: OpDef):
 
 
 # Ops of one tensor that take any.
-TAKES_ALL = {"isnan", "logical_not", "detach"} | {
+TAKES_ALL = {"isnan", "logical_not", "detach", "again"} | {
     op.name for op in ALL if op.promotes == "float"
 } - {"div"}
 

@@ -87,6 +87,7 @@ class Variable(Arithmetic):
     role = "parameter"
     dtypes: tuple[str, ...] = FLOATS
     __slots__ = ("__weakref__", "_changed", "_keeper", "_type", "_value", "_version")
+    _value: np.ndarray[Any, Any] | None  # None from lending it to the first reading after that
 
     def __init__(self, data: object):
         self._store(_owned(data, self.dtypes, type(self).__name__))
@@ -103,17 +104,18 @@ class Variable(Arithmetic):
 
     @property
     def _array(self) -> np.ndarray[Any, Any]:
-        keeper = self._keeper
-        if keeper is not None:
-            version = keeper[0].version
-            if self._version != version:
-                array = keeper[0].read(keeper[1])
-                array.flags.writeable = False
-                with _storing:
-                    if self._keeper is keeper:
-                        self._value, self._version = array, version
-                return array
-        return self._value
+        with _storing:
+            keeper, value = self._keeper, self._value
+            version = self._version if keeper is None else keeper[0].version
+            if value is not None and version == self._version:
+                return value
+        assert keeper is not None
+        array = keeper[0].read(keeper[1])
+        array.flags.writeable = False
+        with _storing:
+            if self._keeper is keeper:
+                self._value, self._version = array, version
+        return array
 
     def lend(self, keeper: Keeper, name: str, version: int) -> bool:
         """Let ``keeper`` keep the value from now on, under a name; False if the value is no longer
@@ -123,6 +125,7 @@ class Variable(Arithmetic):
             if self.version != version:
                 return False
             self._keeper, self._version = (keeper, name), -1
+            self._value = None  # the keeper's is the only one
             return True
 
     def lent_to(self, keeper: Keeper) -> bool:

@@ -34,6 +34,8 @@ class Group:
         The output is its input's memory under another shape: no kernel at all.
     in_place : tuple of (Node, Node)
         Outputs that are written over parameters or buffers, with these.
+    again : bool
+        It computes once more what another group has computed, to spare memory in between.
     """
 
     anchor: Node
@@ -41,6 +43,7 @@ class Group:
     outputs: tuple[Node, ...]
     view: bool = False
     in_place: tuple[tuple[Node, Node], ...] = ()
+    again: bool = False
 
     @property
     def inputs(self) -> list[Node]:
@@ -71,7 +74,8 @@ class Group:
 
     def __repr__(self) -> str:
         outs = ", ".join(f"{node.op.name}{shape_text(node.shape)}" for node in self.outputs)
-        return f"Group({self.label} -> {outs}{', view' if self.view else ''})"
+        notes = (", view" if self.view else "") + (", again" if self.again else "")
+        return f"Group({self.label} -> {outs}{notes})"
 
 
 def flops_of(node: Node) -> Size:

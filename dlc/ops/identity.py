@@ -134,3 +134,17 @@ assign = OpDef(
     torch=_torch,
     ulp=0.0,
 )
+
+again = OpDef(
+    "again",
+    Kind.POINTWISE,
+    infer=_same,
+    ref=_copy,
+    doc="its input, for what is computed from it once more: equal nodes would be one",
+    grad=_grad,
+    scalar="{0}",
+    samples=_samples(),
+    errors=list,
+    torch=_torch,
+    ulp=0.0,
+)

@@ -14,8 +14,13 @@ prepare         split off what depends on parameters only
 layout          physical order and padding of buffers
 fuse            groups around an anchor
 siblings        groups that walk the same elements made one
+updates         new values of parameters in the kernels of their gradients
+traffic         what groups read and write, and how much
+order           what makes room runs as soon as it can
+recompute       values made again rather than kept, within a budget
+in_place        new values of parameters written over the old ones
 schedule        groups into steps
-memory          liveness, in place, arena
+memory          liveness, arena
 
 pipelines       which run at each level of optimisation
 """

@@ -16,9 +16,12 @@ from dlc.ir.node import Node
 from dlc.ir.op import Kind
 from dlc.ir.plan import Layout
 from dlc.ir.schedule import Group, in_order
+from dlc.ir.sizes import Size
 
 #: Ops that may find an error in data.
 CHECKED = ("take", "gather", "scatter_add", "check_finite")
+#: Ops whose result has no other values than their operand.
+SAME_VALUES = ("again", "expand", "reshape", "transpose")
 
 
 def with_own_values(graph: Graph) -> Graph:
@@ -92,6 +95,27 @@ def _rewrites(group: Group, value: Node, leaf: Node) -> bool:
     return plain and all(node.shape == value.shape for node in (*through, leaf))
 
 
+def checks(groups: Sequence[Group]) -> list[int]:
+    """The groups that may find an error which none before them has found: where something was
+    looked up, its gradient can be added.
+    """
+    found, known = list[int](), set[tuple[Node, Size]]()
+    for number, group in enumerate(groups):
+        checked = {_checked(node) for node in group.inside if node.op.name in CHECKED}
+        if not checked <= known:
+            found.append(number)
+        known |= checked
+    return found
+
+
+def _checked(node: Node) -> tuple[Node, Size]:
+    """What an op checks: the values, and how many places there are."""
+    values = node.inputs[min(1, len(node.inputs) - 1)]
+    while values.op.name in SAME_VALUES:
+        values = values.inputs[0]
+    return values, node.inputs[0].shape[node.attrs["axis"]] if "axis" in node.attrs else 0
+
+
 class _Order:
     """Groups by number, what each waits for, and which new values take whose place."""
 
@@ -103,11 +127,7 @@ class _Order:
         self._waits = [
             {self.maker[node] for node in reads if node in self.maker} for reads in self._reads
         ]
-        self._checks = [
-            i
-            for i, group in enumerate(groups)
-            if any(node.op.name in CHECKED for node in group.inside)
-        ]
+        self._checks = checks(groups)
 
     def readers(self, leaf: Node) -> set[int]:
         """The groups that read a leaf, or a view of it."""

@@ -2,44 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from dlc.ir.graph import Graph
 from dlc.ir.manager import Pass
-from dlc.ir.plan import SLACK, align
-from dlc.ir.schedule import Schedule
+from dlc.ir.node import Node
+from dlc.ir.plan import SLACK, Layout, align
+from dlc.ir.schedule import Group, Schedule
 from dlc.ir.sizes import bounds
 from dlc.passes import run as run_passes
 from dlc.passes.fuse import fuse
 from dlc.passes.in_place import settle, with_own_values
 from dlc.passes.layout import AssignLayouts, layouts
 from dlc.passes.memory import assign_memory
+from dlc.passes.order import order_groups
 from dlc.passes.prepare import PREPARED, split
+from dlc.passes.recompute import within
 from dlc.passes.select import SelectAlgorithms
 from dlc.passes.sink_reshapes import SinkReshapes
+from dlc.passes.traffic import Traffic
 
 
 def schedule(
-    graph: Graph, run: Callable[[Graph, Sequence[Pass]], Graph] = run_passes
+    graph: Graph,
+    run: Callable[[Graph, Sequence[Pass]], Graph] = run_passes,
+    memory_budget: int | None = None,
 ) -> tuple[Schedule, Schedule, int]:
     """Schedules of `prepare` and `main`, and the bytes of prepared memory; ``run`` runs the passes
-    that still rewrite the graph.
+    that still rewrite the graph. Their arenas take at most ``memory_budget`` bytes.
     """
     chosen = (SelectAlgorithms(), SinkReshapes(), AssignLayouts())
     parts = split(run(with_own_values(graph), chosen))
-    prepare = _scheduled(parts.prepare, "prepared")
+    prepare = _scheduled(parts.prepare, "prepared", memory_budget)
     offsets, total = {}, 0
     for node, name in zip(parts.prepare.outputs, parts.names, strict=True):
         offsets[name] = total
         total += align(bounds(prepare.buffers[node].nbytes)[1] + SLACK)
     prepare = _placed(prepare, offsets)
-    main = _placed(_scheduled(parts.main, "arena"), offsets)
+    main = _placed(_scheduled(parts.main, "arena", memory_budget), offsets)
     return prepare, main, total
 
 
-def _scheduled(graph: Graph, role: str) -> Schedule:
-    groups, places = settle(graph, fuse(graph, places := layouts(graph)), places)
+def _scheduled(graph: Graph, role: str, memory_budget: int | None) -> Schedule:
+    groups = fuse(graph, places := layouts(graph))
+    groups = order_groups(Traffic(graph, groups, places))
+    in_memory = functools.partial(_in_memory, role=role)
+    if memory_budget is None:
+        return in_memory(graph, groups, places)
+    return within(memory_budget, graph, groups, places, in_memory)
+
+
+def _in_memory(
+    graph: Graph, groups: Sequence[Group], places: Mapping[Node, Layout], role: str
+) -> Schedule:
+    groups, places = settle(graph, groups, places)
     return assign_memory(graph, groups, places, role)
 
 

@@ -126,7 +126,8 @@ class Executable:
 
     @property
     def memory(self) -> dict[str, int]:
-        """Bytes that it holds at the largest sizes: for each concurrent ``call``, for what is
+        """Bytes that it holds at the largest sizes: for each concurrent ``call``, of them for the
+        ``values`` that it makes on its way (activations, gradients, packed weights), for what is
         ``prepared`` from parameters, and for the ``state`` that calls change.
         """
         return dict(self._runner.memory)
@@ -201,12 +202,16 @@ class Executable:
         missing = {n: each for n, each in self._lent.items() if not each.lent_to(kept)}
         return {name: (each.version, each.numpy()) for name, each in missing.items()}
 
-    def _take(self, kept: Kept, assigned: Mapping[str, tuple[int, Array]]) -> bool:
-        """Let the runner keep these values; False if one of them has changed since."""
-        for name, (version, value) in assigned.items():
+    def _take(self, kept: Kept, assigned: dict[str, tuple[int, Array]]) -> bool:
+        """Let the runner keep these values; False if one of them has changed since.
+
+        They are taken out one by one, so that no more than one of them is in memory twice.
+        """
+        while assigned:
+            name, (version, value) = assigned.popitem()
+            kept.write(name, value)
             if not self._lent[name].lend(kept, name, version):
                 return False
-            kept.write(name, value)
         return True
 
     def profile(self, *args: Any, repeats: int | None = None, **kwargs: Any) -> Profile:

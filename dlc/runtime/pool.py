@@ -41,7 +41,7 @@ class Pool:
         Number of threads, the calling one included.
     whole_team : bool
         Let every call wait for all the threads it asks for, whatever the number of processors and
-        however busy they are: slow then, but a test gets the team that it wants.
+        however busy they are: slow then, but a test or a measurement gets the team that it wants.
 
     Raises
     ------

@@ -2,7 +2,8 @@
 
 Kernels are timed inside real calls, the clock read by a step of its own between each two of them:
 what a kernel meets (data still in the cache or not, weights that were pushed out) is what it meets
-in a call without a profile.
+in a call without a profile. All threads take part in each of them, however busy the machine is:
+times of some calls with one thread and some with all would be no times of either.
 """
 
 from __future__ import annotations
@@ -185,7 +186,6 @@ class _Runner(Protocol):
     """What is needed of `dlc.runtime.runner.Runner`."""
 
     plan: Plan
-    pool: Pool
 
     def bind(self, arrays: Sequence[Array]) -> dict[str, int]:
         """Sizes of the named dimensions."""
@@ -196,6 +196,7 @@ class _Runner(Protocol):
 
 def measure(
     runner: _Runner,
+    pool: Pool,
     stamp: int,
     peak: Callable[[str, int], Peak],
     arrays: Sequence[Array],
@@ -207,6 +208,8 @@ def measure(
     Parameters
     ----------
     runner : Runner
+    pool : Pool
+        With as many threads as the runner's own, whose calls wait for the whole team.
     stamp : int
         Address of the kernel that writes the time where its argument points.
     peak : callable
@@ -226,7 +229,7 @@ def measure(
     if repeats is not None and repeats < 1:
         raise ArgumentError(explain("profile", "repeats of at least 1", str(repeats)))
     whole = _median_seconds(call, repeats)
-    stamped = _Stamped(runner, stamp, arrays)
+    stamped = _Stamped(runner, pool, stamp, arrays)
     times = np.array(_repeated(stamped.run, repeats), np.int64)
     durations = np.median(np.diff(times, axis=1), axis=0) * 1e-9
     clock, seconds = float(durations[0]), durations[1:]
@@ -253,9 +256,9 @@ class _Stamped:
         How many threads the call wants.
     """
 
-    def __init__(self, runner: _Runner, stamp: int, arrays: Sequence[Array]) -> None:
+    def __init__(self, runner: _Runner, pool: Pool, stamp: int, arrays: Sequence[Array]) -> None:
         self._words, self._keep = runner.frame(arrays)
-        self._pool, self.threads = runner.pool, int(self._words[frame.THREADS])
+        self._pool, self.threads = pool, int(self._words[frame.THREADS])
         count = int(self._words[frame.STEP_COUNT])
         words = self._words[frame.HEADER_WORDS :][: frame.STEP_WORDS * count]
         self._times = np.zeros(count + 2, np.int64)

@@ -215,13 +215,14 @@ class Runner:
 
     @property
     def memory(self) -> dict[str, int]:
-        """Bytes at the largest sizes, without the caller's arrays: of one ``call`` (values on the
-        way, scratch of all threads), of what is ``prepared`` from parameters, and of the ``state``
-        that calls change.
+        """Bytes at the largest sizes, without the caller's arrays: of one ``call`` (``values`` on
+        the way, scratch of all threads), of what is ``prepared`` from parameters, and of the
+        ``state`` that calls change.
         """
         scratch = bounds(self.plan.scratch)[1] * self.pool.threads
         return {
             "call": self.plan.arena + scratch,
+            "values": self.plan.arena,
             "prepared": self.plan.prepared,
             "state": self.plan.state,
         }

@@ -42,6 +42,7 @@ class OfBatches(ABC):
         Compile once for all batches up to this size; by default once for each shape.
     threads : int, optional
     progress : bool, optional
+    memory_budget : int, optional
         As of `dlc.compile`.
     """
 
@@ -51,9 +52,14 @@ class OfBatches(ABC):
         max_batch: int | None = None,
         threads: int | None = None,
         progress: bool | None = None,
+        memory_budget: int | None = None,
     ):
         self.model, self._max_batch = model, max_batch
-        self._threads, self._progress = threads, progress
+        self._options = {
+            "threads": threads,
+            "progress": progress,
+            "memory_budget": memory_budget,
+        }
         self._variants: Variants[Executable] = Variants()
         self._version: object = None
 
@@ -72,8 +78,7 @@ class OfBatches(ABC):
             self._variants, self._version = Variants(), version
         found = self._variants.find(specs, self.compute)
         if found is None:
-            options = {"threads": self._threads, "progress": self._progress}
-            build = functools.partial(driver.variant, self._traced(), specs, {}, **options)
+            build = functools.partial(driver.variant, self._traced(), specs, {}, **self._options)
             found = self._variants.make(specs, self.compute, build)
         return found
 
@@ -126,8 +131,9 @@ class TrainStep(OfBatches):
         max_batch: int | None = None,
         threads: int | None = None,
         progress: bool | None = None,
+        memory_budget: int | None = None,
     ):
-        super().__init__(model, max_batch, threads, progress)
+        super().__init__(model, max_batch, threads, progress, memory_budget)
         self.loss, self.optimizer, self.metrics = loss, optimizer, dict(metrics or {})
         self._clip = clip_grad_norm, clip_grad_value
         optimizer.bind(model.named_parameters())
@@ -229,6 +235,7 @@ def train_step(
     clip_grad_value: float | None = None,
     max_batch: int | None = None,
     threads: int | None = None,
+    memory_budget: int | None = None,
 ) -> TrainStep:
     """A compiled function that takes one step of training.
 
@@ -249,6 +256,12 @@ def train_step(
         default once for each shape.
     threads : int, optional
         By default what the machine allows.
+    memory_budget : int, optional
+        Bytes that the values which a step makes on its way (activations, gradients, packed
+        weights) take together at most, at the largest batch. Where they would take more, some are
+        computed again in the backward pass rather than kept, with the same bits. Batches,
+        parameters and the optimiser's state do not count. By default all are kept. See
+        `dlc.compile` for what is raised, on the first call.
 
     Returns
     -------
@@ -263,4 +276,5 @@ def train_step(
         clip_grad_value=clip_grad_value,
         max_batch=max_batch,
         threads=threads,
+        memory_budget=memory_budget,
     )

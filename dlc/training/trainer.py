@@ -71,6 +71,8 @@ class Trainer:
     clip_grad_norm, clip_grad_value : float, optional
         See `dlc.train_step`.
     threads : int, optional
+    memory_budget : int, optional
+        Bytes of a step's activations; see `dlc.train_step`.
 
     Attributes
     ----------
@@ -95,11 +97,12 @@ class Trainer:
         clip_grad_norm: float | None = None,
         clip_grad_value: float | None = None,
         threads: int | None = None,
+        memory_budget: int | None = None,
     ):
         self.model, self.loss, self.optimizer = model, loss, optimizer
         self.metrics, self.scheduler, self.monitor = named(metrics), scheduler, monitor
         self._clip = {"clip_grad_norm": clip_grad_norm, "clip_grad_value": clip_grad_value}
-        self._threads = threads
+        self._threads, self._memory_budget = threads, memory_budget
         optimizer.bind(model.named_parameters())
         self.history, self.epoch, self.step, self.stop = History(), 0, 0, False
         self._best = _Best()
@@ -338,6 +341,7 @@ class Trainer:
                 metrics=self.metrics,
                 max_batch=batch_size,
                 threads=self._threads,
+                memory_budget=self._memory_budget,
                 **self._clip,
             )
         made: TrainStep = self._functions[key]

@@ -90,25 +90,27 @@ class Lowering:
         for group in schedule.groups:
             if group.view:
                 continue
+            once_more = " again" if group.again else ""
             for node in group.outputs:
                 if any(a or b for a, b in schedule.layouts[node].halo):
                     kernel = self._named(
                         "halo", halo_kernel(node, schedule.layouts[node], "kernel")
                     )
-                    steps.append(self._step(kernel, schedule, "halo", barrier=False))
+                    steps.append(self._step(kernel, schedule, f"halo{once_more}", barrier=False))
             *first, last = kernels_of(group, schedule, self.isa)
             for made in (*first, last):  # they write apart, and meet behind the last of them
                 kernel, ends = self._named(group.label, made), made is last or made.barrier
-                steps.append(self._step(kernel, schedule, group.label, ends, group))
+                label = f"{group.label}{once_more}"
+                steps.append(self._step(kernel, schedule, label, ends, group))
         return steps
 
     def _named(self, label: str, kernel: KernelSource) -> KernelSource:
         """The kernel under its final name, kept for compilation."""
-        externs = [extern.name for extern in kernel.externs]
-        digest = _digest(self.isa.name, kernel.source, kernel.params, externs)
+        source, externs = _counted(kernel.source), [extern.name for extern in kernel.externs]
+        digest = _digest(self.isa.name, source, kernel.params, externs)
         stem = kernel.stem or re.sub(r"[^a-z0-9_]+", "_", label.lower())[:40].strip("_")
         name = f"{stem}_{digest[:12]}"
-        source = re.sub(r"^def \w+\(", f"def {name}(", kernel.source, count=1)
+        source = re.sub(r"^def \w+\(", f"def {name}(", source, count=1)
         kernel = replace(kernel, name=name, source=source)
         self.kernels.setdefault(name, kernel)
         return kernel
@@ -188,6 +190,18 @@ class Lowering:
 
     def _kernel_job(self, kernel: KernelSource) -> Job:
         return Job(kernel.name, self.isa.name, kernel.source, kernel.params, kernel.externs)
+
+
+def _counted(source: str) -> str:
+    """The source with its loop variables counted in their order, so that kernels which walk other
+    dimensions in the same way are one.
+    """
+    names: dict[str, str] = {}
+    return re.sub(
+        r"\bi(?!(?:32|64)\b)\d+\b",  # i32 and i64 are casts
+        lambda found: names.setdefault(found[0], f"i{len(names)}"),
+        source,
+    )
 
 
 def kernels_of(group: Group, schedule: Schedule, isa: Isa) -> list[KernelSource]:

@@ -11,6 +11,7 @@ import ast
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from dlc.backends.native.frontend import Extern, Param
@@ -408,6 +409,7 @@ def scalar_text(node: Node, operands: Sequence[str], mixed: bool = False) -> str
     return text
 
 
+@lru_cache(maxsize=4096)
 def float_literals(text: str, single: bool = False) -> str:
     """An expression with integer literals made floats, so that they take the element type beside
     them; float32 where they are ``single``.
@@ -423,6 +425,7 @@ def float_literals(text: str, single: bool = False) -> str:
     return ast.unparse(ast.fix_missing_locations(Floats().visit(ast.parse(text, mode="eval"))))
 
 
+@lru_cache(maxsize=4096)
 def integer_form(text: str) -> str:
     """An expression over integers: they are never NaN, and their maxima are comparisons."""
 

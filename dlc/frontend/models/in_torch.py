@@ -72,11 +72,19 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A ResNet of basic blocks or of bottlenecks."""
+    """A ResNet of basic blocks or of bottlenecks; for small images, with a stem of stride 1."""
 
-    def __init__(self, layers: Sequence[int], bottleneck: bool, num_classes: int = 1000):
+    def __init__(
+        self,
+        layers: Sequence[int],
+        bottleneck: bool,
+        num_classes: int = 1000,
+        small_images: bool = False,
+    ):
         super().__init__()
-        self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
+        self.small_images = small_images
+        stem = (3, 1, 1) if small_images else (7, 2, 3)
+        self.conv1 = nn.Conv2d(3, 64, *stem, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
         inputs = 64
         for i, count in enumerate(layers):
@@ -98,7 +106,7 @@ class ResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = torch.relu(self.bn1(self.conv1(x)))
-        x = nn.functional.max_pool2d(x, 3, 2, 1)
+        x = x if self.small_images else nn.functional.max_pool2d(x, 3, 2, 1)
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return self.fc(x.mean((2, 3)))
 
@@ -106,25 +114,37 @@ class ResNet(nn.Module):
 class VGG(nn.Module):
     """A VGG; ``plan`` lists the convolutions' widths, and "M" for a pooling."""
 
-    def __init__(self, plan: Sequence[Any], num_classes: int = 1000):
+    def __init__(
+        self,
+        plan: Sequence[Any],
+        num_classes: int = 1000,
+        batch_norm: bool = False,
+        small_images: bool = False,
+    ):
         super().__init__()
+        self.edge = 1 if small_images else 7
         layers: list[nn.Module] = []
         channels = 3
         for width in plan:
             if width == "M":
                 layers += [nn.MaxPool2d(2)]
             else:
-                layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()]
+                layers += [nn.Conv2d(channels, width, 3, padding=1)]
+                layers += [nn.BatchNorm2d(width)] if batch_norm else []
+                layers += [nn.ReLU()]
                 channels = width
         self.features = nn.Sequential(*layers)
-        self.classifier = nn.Sequential(
-            *(nn.Linear(512 * 49, 4096), nn.ReLU(), nn.Dropout()),
-            *(nn.Linear(4096, 4096), nn.ReLU(), nn.Dropout()),
-            nn.Linear(4096, num_classes),
-        )
+        if small_images:
+            self.classifier: nn.Module = nn.Linear(512, num_classes)
+        else:
+            self.classifier = nn.Sequential(
+                *(nn.Linear(512 * 49, 4096), nn.ReLU(), nn.Dropout()),
+                *(nn.Linear(4096, 4096), nn.ReLU(), nn.Dropout()),
+                nn.Linear(4096, num_classes),
+            )
 
     def forward(self, x: Tensor) -> Tensor:
-        x = nn.functional.adaptive_avg_pool2d(self.features(x), 7)
+        x = nn.functional.adaptive_avg_pool2d(self.features(x), self.edge)
         return self.classifier(x.flatten(1))
 
 
@@ -146,6 +166,14 @@ def resnet18(**options: Any) -> ResNet:
 def resnet50(**options: Any) -> ResNet:
     """ResNet-50, prepared."""
     return prepared(ResNet((3, 4, 6, 3), bottleneck=True, **options))
+
+
+def vgg11_bn(**options: Any) -> VGG:
+    """VGG-11 with batch norm, prepared."""
+    widths = [64, "M", 128, "M"] + [
+        each for width in (256, 512, 512) for each in (width, width, "M")
+    ]
+    return prepared(VGG(widths, batch_norm=True, **options))
 
 
 def vgg16(**options: Any) -> VGG:

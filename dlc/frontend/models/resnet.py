@@ -115,6 +115,8 @@ class ResNet(nn.Module):
         Start each block as its shortcut alone: its last batch norm's weight is 0.
     groups, width_per_group : int
         Of the bottlenecks' 3 x 3 convolutions: 32 and 4 make a ResNeXt, 1 and 128 a wide ResNet.
+    small_images : bool
+        For images of about 32 x 32 pixels: a stem that keeps their size.
     """
 
     def __init__(
@@ -125,12 +127,14 @@ class ResNet(nn.Module):
         zero_init_residual: bool = False,
         groups: int = 1,
         width_per_group: int = 64,
+        small_images: bool = False,
     ):
         super().__init__()
-        self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
+        kernel, stride = (3, 1) if small_images else (7, 2)
+        self.conv1 = nn.Conv2d(3, 64, kernel, stride, padding=kernel // 2, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
         self.relu = nn.ReLU()
-        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        self.maxpool = nn.Identity() if small_images else nn.MaxPool2d(3, stride=2, padding=1)
         inputs, options = 64, {"groups": groups, "width_per_group": width_per_group}
         for i, count in enumerate(layers):
             planes, stride = 64 << i, 1 if i == 0 else 2

@@ -29,6 +29,9 @@ class VGG(nn.Module):
     num_classes : int
     dropout : float
         Probability of the classifier's dropout layers.
+    small_images : bool
+        For images of about 32 x 32 pixels, of which one is left of every channel: the classifier is
+        one linear layer.
     """
 
     def __init__(
@@ -37,19 +40,16 @@ class VGG(nn.Module):
         batch_norm: bool = False,
         num_classes: int = 1000,
         dropout: float = 0.5,
+        small_images: bool = False,
     ):
         super().__init__()
         with init.skip():  # the values of 138 million parameters are drawn once, below
             self.features = nn.Sequential(*_features(depths, batch_norm))
-            self.avgpool = nn.AdaptiveAvgPool2d(7)
-            self.classifier = nn.Sequential(
-                nn.Linear(512 * 7 * 7, 4096),
-                nn.ReLU(),
-                nn.Dropout(dropout),
-                nn.Linear(4096, 4096),
-                nn.ReLU(),
-                nn.Dropout(dropout),
-                nn.Linear(4096, num_classes),
+            self.avgpool = nn.AdaptiveAvgPool2d(1 if small_images else 7)
+            self.classifier = (
+                nn.Linear(WIDTHS[-1], num_classes)
+                if small_images
+                else _classifier(num_classes, dropout)
             )
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -76,6 +76,18 @@ def _features(depths: tuple[int, ...], batch_norm: bool) -> list[nn.Module]:
             channels = width
         layers += [nn.MaxPool2d(2)]
     return layers
+
+
+def _classifier(num_classes: int, dropout: float) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(WIDTHS[-1] * 7 * 7, 4096),
+        nn.ReLU(),
+        nn.Dropout(dropout),
+        nn.Linear(4096, 4096),
+        nn.ReLU(),
+        nn.Dropout(dropout),
+        nn.Linear(4096, num_classes),
+    )
 
 
 DEPTHS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
