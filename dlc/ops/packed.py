@@ -382,30 +382,46 @@ conv2d_depthwise = OpDef(
 
 
 # Matrix product whose right side is packed as it is read
-def _matmul_direct_type(a: TensorType, b: TensorType) -> TensorType:
+def _matmul_direct_type(a: TensorType, b: TensorType, *, turned: bool) -> TensorType:
     if a.ndim < 2 or a.ndim != b.ndim:
         shapes = f"{shape_text(a.shape)} and {shape_text(b.shape)}"
         raise ShapeError(f"expects matrices (M, K) and (K, N), or batches of them, got {shapes}")
-    expect_shape(b, (*a.shape[:-2], a.shape[-1], b.shape[-1]), "a right side")
-    return tensor(a.dtype, (*a.shape[:-1], b.shape[-1]))
+    columns = b.shape[-2 if turned else -1]
+    inner = (columns, a.shape[-1]) if turned else (a.shape[-1], columns)
+    expect_shape(b, (*a.shape[:-2], *inner), "a right side")
+    return tensor(a.dtype, (*a.shape[:-1], columns))
+
+
+def _matmul_direct_ref(a: Array, b: Array, *, turned: bool) -> Array:
+    y: Array = np.matmul(a, np.ascontiguousarray(b.swapaxes(-1, -2)) if turned else b)
+    return y
 
 
 matmul_direct = OpDef(
     "matmul_direct",
     Kind.CONTRACT,
     arity=2,
+    attrs=as_given,
     infer=_matmul_direct_type,
-    ref=np.matmul,
-    doc="matrix product [B,] M, K by [B,] K, N, both known only in a call",
+    ref=_matmul_direct_ref,
+    doc=(
+        "matrix product [B,] M, K by [B,] K, N, both known only in a call; where `turned`, the "
+        "right side lies as its transpose, [B,] N, K"
+    ),
     no_grad=NO_GRADIENT,
     flops=lambda y, a, b, **attrs: 2 * y.count * a.shape[-1],
     samples=lambda rng: [
-        Sample((rng.normal(size=(6, 5)), rng.normal(size=(5, 40)))),
-        Sample((rng.normal(size=(2, 33, 70)), rng.normal(size=(2, 70, 37)))),
+        Sample((rng.normal(size=a), rng.normal(size=b)), {"turned": turned})
+        for a, b, turned in (
+            ((6, 5), (5, 40), False),
+            ((2, 33, 70), (2, 70, 37), False),
+            ((6, 5), (40, 5), True),
+            ((2, 33, 70), (2, 71, 70), True),
+        )
     ],
     errors=lambda: [
-        *_flat_error("expects matrices", 2)(),
-        _mismatch((6, 5), (4, 3), "expects a right side (5, 3), got (4, 3)"),
+        *_flat_error("expects matrices", 2, turned=False)(),
+        _mismatch((6, 5), (4, 3), "expects a right side (5, 3), got (4, 3)", turned=False),
     ],
 )
 

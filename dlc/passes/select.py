@@ -14,9 +14,13 @@ from dlc.ir.graph import Graph, topological
 from dlc.ir.manager import Pass, Property
 from dlc.ir.node import Node, apply
 from dlc.ir.rewrite import Journal
-from dlc.ir.sizes import Size, product
+from dlc.ir.sizes import Size, bounds, product
 from dlc.passes.convolutions import Convolutions
 from dlc.passes.decompose import DECOMPOSED
+
+#: Rows of a product up to which a right side that changes is packed panel by panel, as the product
+#: goes: of more, several blocks read each panel.
+FEW_ROWS = 512
 
 
 @dataclass(frozen=True)
@@ -80,14 +84,18 @@ class _Products:
 
     def _product(self, a: Node, b: Node) -> Node:
         """A left side is read across its rows rather than transposed. Weights are packed once, in
-        `prepare`; what changes from call to call, as the kernel reads it.
+        `prepare`; what changes from call to call, as the kernel reads it, transposed or not.
         """
         source = _transposed(a)
         if source is not None:
             return apply("matmul_across", source, b)
         given = any(node.op.name == "input" for node in topological((b,)))
-        if given or (not self.is_prepared(b) and _transposed(b) is None):
-            return apply("matmul_direct", a, b)
+        if given or not self.is_prepared(b):
+            turned = _transposed(b)
+            if turned is None:
+                return apply("matmul_direct", a, b, turned=False)
+            if bounds(a.shape[-2])[1] <= FEW_ROWS:
+                return apply("matmul_direct", a, turned, turned=True)
         return apply("matmul_packed", a, apply("pack_matrix", b), columns=b.shape[-1])
 
 

@@ -13,8 +13,9 @@ from textwrap import indent
 
 from dlc.backends.native.frontend import Param
 from dlc.backends.native.isa import Isa
-from dlc.backends.numba_cpu.kernel import Kernel, Sizes, make_kernel
+from dlc.backends.numba_cpu.kernel import Kernel, NativeFunction, Sizes, make_kernel
 from dlc.backends.numba_cpu.tiles import CHAIN, Tile
+from dlc.backends.numba_cpu.transpose import TransposeTile
 from dlc.backends.numba_cpu.vectors import PLAIN, Epilogue
 from dlc.errors import CompileError
 from dlc.ir.sizes import Size
@@ -94,7 +95,10 @@ class Contraction:
         params = [Param(name, f"{self.dtype}*", noalias=False) for name in pointers]
         params += [Param("scratch", f"{self.dtype}*")] if self.packs else []
         params += [Param(name, "int64") for name in self.sizes]
-        return make_kernel("contract", _body(self), params, self.tiles)
+        natives: tuple[NativeFunction, ...] = self.tiles
+        if self.packs:
+            natives = (*natives, TransposeTile(self.isa, self.dtype))
+        return make_kernel("contract", _body(self), params, natives)
 
 
 def _strides(name: str) -> list[str]:
@@ -332,17 +336,29 @@ if held != number:
     origin = g * w_group + panel * {PANEL} * w_column
     filled = columns - panel * {PANEL}
     filled = filled if filled < {PANEL} else {PANEL}
-{indent(_FILL, " " * 4)}
+{indent(_fill(TransposeTile(contraction.isa, contraction.dtype)), " " * 4)}
 weights = at(packed, mod(column, {PANEL}))"""
     return indent(text, " " * 20)
 
 
-# Copy `steps` steps of the sum of `filled` columns into a panel; zeros for columns there are not.
-_FILL = f"""\
+def _fill(turn: TransposeTile) -> str:
+    """Copy `steps` steps of the sum of `filled` columns into a panel; zeros for columns there are
+    not. Whole panels are copied row by row, or turned block by block.
+    """
+    return f"""\
 if w_column == 1 and filled == {PANEL}:
     for c in range(steps):
         for j in range({PANEL}):
             packed[place + c * {PANEL} + j] = w[origin + c * w_depth + j]
+elif w_depth == 1 and filled == {PANEL}:
+    whole = steps - mod(steps, {turn.width})
+    for c in range(0, whole, {turn.width}):
+        for j in range(0, {PANEL}, {turn.width}):
+            block = place + c * {PANEL} + j
+            {turn.name}(at(w, origin + j * w_column + c), w_column, at(packed, block), {PANEL})
+    for c in range(whole, steps):
+        for j in range({PANEL}):
+            packed[place + c * {PANEL} + j] = w[origin + j * w_column + c]
 else:
     for near in range(0, steps, {PIECE}):
         far = near + {PIECE} if near + {PIECE} < steps else steps

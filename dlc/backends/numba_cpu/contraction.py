@@ -329,10 +329,11 @@ def _matmul_direct(
     group: Group, layouts: Layouts, isa: Isa, epilogue: Epilogue, operands: Operands
 ) -> tuple[Kernel, Sizes, Size]:
     node = group.anchor
-    a, b = node.inputs
-    *_, depth, columns = b.shape
+    a, _ = node.inputs
+    depth, columns = a.shape[-1], node.shape[-1]
     batch = a.shape[0] if a.ndim == 3 else 1
-    strides = (as_size(depth) * columns, columns, 1)
+    inner = (1, depth) if node.attrs["turned"] else (columns, 1)
+    strides = (as_size(depth) * columns, *inner)
     sizes = matmul_sizes(
         epilogue,
         rows=a.shape[-2],

@@ -24,11 +24,11 @@ from dlc.backends.numba_cpu.writer import (
     Var,
     Writer,
     cast,
-    is_number,
     literal,
     loop_over,
 )
 from dlc.ir.node import Node
+from dlc.ir.op import Kind
 from dlc.ir.plan import Layout
 from dlc.ir.schedule import Group
 from dlc.ir.sizes import Size, as_size, bounds
@@ -278,15 +278,25 @@ class _Lines(_Apart):
 
 
 def _lies_in_channels(group: Group, layouts: Mapping[Node, Layout]) -> bool:
-    """Whether the result and all that a group reads are numbers or images channels last."""
-    inside, node = set(group.inside), group.anchor
-    read = [each for each in group.inputs if not is_number(each)]
-    alike = {node.shape, node.inputs[-1].shape}
+    """Whether the function can compute a group: all that is read lies channels last and is as large
+    as the image, but for the gradient, and what follows is computed from it element by element.
+    """
+    node, out = group.anchor, group.outputs[0]
+    behind = [each for each in group.inside if each is not node]
+    plain = len(group.outputs) == 1 and all(
+        each.op.kind is Kind.POINTWISE
+        and each.shape == node.shape
+        and each.dtype in ("bool", node.dtype)
+        for each in behind
+    )
+    if not plain or set(behind) & set(node.inputs):
+        return False
+    epilogue, operands = epilogue_of(group)
+    lie = (*node.inputs, *operands.values(), out)
     return (
-        len(group.outputs) == 1
-        and not inside & set(node.inputs)
-        and all(each.shape in alike and each.dtype == node.dtype for each in read)
-        and all(layouts[each].order == CHANNELS_LAST for each in (*read, *group.outputs))
+        all(operand.kind == "full" for operand in epilogue.operands)
+        and all(each.dtype == node.dtype for each in lie)
+        and all(layouts[each].order == CHANNELS_LAST for each in lie)
     )
 
 
