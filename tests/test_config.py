@@ -42,6 +42,7 @@ def test_defaults_are_values_of_their_kind():
         ("DLC_NUM_THREADS", "2", "num_threads", 2),
         ("OMP_NUM_THREADS", "4,2", "omp_num_threads", 4),
         ("DLC_CACHE_DIR", "/var/kernels", "cache_dir", "/var/kernels"),
+        ("DLC_COMPILE_HELPERS", "0", "compile_helpers", 0),
         ("DLC_CACHE_SIZE", "0", "cache_size", 0),
         ("DLC_CACHE_SIZE", "4096", "cache_size", 4096),
         ("DLC_CACHE_SIZE", "500M", "cache_size", 500 << 20),

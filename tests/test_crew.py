@@ -3,13 +3,18 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
+import dlc
+from dlc import config
 from dlc.backends.native import crew
 from dlc.backends.native.crew import FEWEST, Job, compile_all
 from dlc.backends.native.frontend import Param
 from dlc.backends.native.isa import host
+from dlc.backends.numba_cpu import lower
 from dlc.errors import CompileError
+from dlc.runtime import threads
 
 PARAMS = (Param("x", "float32*"), Param("n", "int64"))
 BODY = """def {name}(x, n, thread, threads):
@@ -56,6 +61,20 @@ def test_helpers_make_the_same_objects(alone, monkeypatch, tmp_path):
     assert compile_all(JOBS, helpers=1) == alone
     assert set(from_helpers) <= set(alone.values())
     assert len(from_helpers) > 0
+
+
+def test_an_option_says_how_many_help(monkeypatch):
+    asked = []
+
+    def compiled(jobs, helpers, report):
+        asked.append(helpers)
+        return compile_all(jobs)
+
+    monkeypatch.setattr(lower, "compile_all", compiled)
+    for number, wanted in enumerate((0, 3, None)):
+        with config.override(compile_helpers=wanted):
+            dlc.compile(lambda x, k=number: x * (0.125 + k), np.ones(3, np.float32))
+    assert asked == [0, 3, threads.count() - 1]
 
 
 DEATHS = {

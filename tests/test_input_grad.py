@@ -402,10 +402,11 @@ def test_steps_against_torch(rng, threads):
 
 
 def test_threads_do_not_change_bits(rng):
-    x, found = rng.normal(size=SHAPE).astype("float32"), []
+    """Of the program that the test above has compiled."""
+    x, found = rng.normal(size=SHAPE), []
     for threads in (1, 2):
-        model = network()
-        exe = dlc.compile(descent(model), dlc.TensorSpec(SHAPE), threads=threads)
+        model = network().double()
+        exe = dlc.compile(descent(model), dlc.TensorSpec(SHAPE, "float64"), threads=threads)
         losses = [exe(x) for _ in range(3)]
         found.append([*losses, *(np.array(v) for v in model.state_dict().values())])
     for one, two in zip(*found, strict=True):

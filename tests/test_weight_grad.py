@@ -7,6 +7,7 @@ import pytest
 import torch
 from helpers.cases import graph_of
 from helpers.native_kernels import LEVELS, bound, guarded, run
+from helpers.schedules import main
 
 import dlc
 from dlc import nn, optim
@@ -348,20 +349,20 @@ FENCED = """
     from dlc.backends.numba_cpu.strided import Strided, across_sizes, strided_vectors
     from dlc.backends.numba_cpu.vectors import Epilogue, Operand
 
-    operands = (Operand("bias", "column"), Operand("s", "scalar"), Operand("r", "full"))
-    epilogue = Epilogue("acc + bias + r * s", operands)
+    operands = (Operand("p", "full"), Operand("lr", "scalar"), Operand("scale", "column"))
+    epilogue = Epilogue("p - lr * (acc + scale)", operands)  # `UPDATE`
     for isa in LEVELS:
         for rows, columns, depth in ((1, 1, 1), (3, 5, 7), (15, 35, 16), (7, 17, 3)):
             rng = np.random.default_rng(0)
             shapes = ((depth, rows), (depth, columns), (columns,), (1,), *[(rows, columns)] * 2)
             arrays = [fenced(rng.standard_normal(s).astype("float32")) for s in shapes]
-            values = dict(zip(("x", "w", "bias", "s", "r", "y"), arrays))
+            values = dict(zip(("x", "w", "scale", "lr", "p", "y"), arrays))
             strided = Strided(isa, "float32", epilogue, strided_vectors(isa, "float32", columns))
             values["scratch"] = np.zeros(strided.scratch_elements, "float32")
             values |= across_sizes(epilogue, rows=rows, columns=columns, depth=depth)
             run(strided.kernel, isa, values)
-            x, w, bias, s, r, y = arrays
-            np.testing.assert_allclose(y, x.T @ w + bias + r * s, 1e-4, 1e-4)
+            x, w, scale, lr, p, y = arrays
+            np.testing.assert_allclose(y, p - lr * (x.T @ w + scale), 1e-4, 1e-4)
     print("read nothing else")
 """
 
@@ -369,11 +370,10 @@ FENCED = """
 # In a graph.
 
 
-def step_of(model, x, classes=10):
-    """The compiled step of SGD, and its schedule."""
-    step = dlc.train_step(model.train(), nn.CrossEntropyLoss(), optim.SGD(lr=0.1), threads=1)
-    exe = step.executable(x, np.zeros(len(x), np.int64) % classes)
-    return exe, schedule(exe.graph)[1]
+def step_of(model, x):
+    """The schedule of a step of SGD."""
+    step = dlc.train_step(model.train(), nn.CrossEntropyLoss(), optim.SGD(lr=0.1))
+    return main(step._traced(), x, np.zeros(len(x), np.int64))
 
 
 def labels(made):
@@ -383,7 +383,7 @@ def labels(made):
 def test_an_update_joins_the_gradient_of_a_convolution_in_place():
     x = np.zeros((2, 32, 6, 6), np.float32)
     model = nn.Sequential(nn.Conv2d(32, 64, 3), nn.Flatten(), nn.Linear(64 * 16, 10))
-    _, made = step_of(model, x)
+    made = step_of(model, x)
     (leaf,) = [node for node in made.graph.parameters if node.name == "0.weight"]
     assert made.layouts[leaf].order == (2, 3, 1, 0)
     assert "conv2d_weight_direct+mul+sub" in labels(made)
@@ -393,19 +393,18 @@ def test_an_update_joins_the_gradient_of_a_convolution_in_place():
 def test_a_small_gradient_is_a_sum_of_parts():
     x = np.zeros((4, 1, 12, 12), np.float32)
     model = nn.Sequential(nn.Conv2d(1, 6, 5), nn.Flatten(), nn.Linear(6 * 64, 10))
-    _, made = step_of(model, x)
+    made = step_of(model, x)
     (direct,) = [g.anchor for g in made.groups if g.anchor.op.name == "conv2d_weight_direct"]
     assert direct.shape == (4, 6, 1, 5, 5)
     assert "sum+mul+sub" in labels(made)
 
 
-def test_a_linear_layer_neither_transposes_nor_packs_for_its_gradients():
-    x = np.zeros((16, 40), np.float32)
+@pytest.mark.parametrize(("rows", "packed"), [(16, 0), (600, 2)])
+def test_a_linear_layer_neither_transposes_nor_packs_but_for_many_rows(rows, packed):
     model = nn.Sequential(nn.Linear(40, 24), nn.ReLU(), nn.Linear(24, 10))
-    _, made = step_of(model, x)
-    found = labels(made)
+    found = labels(step_of(model, np.zeros((rows, 40), np.float32)))
     assert found.count("matmul_across+mul+sub") == 2
-    assert found.count("pack_matrix") == 2  # forward
+    assert found.count("pack_matrix") == packed  # once for all blocks of rows
     assert "transpose" not in found
 
 

@@ -1,4 +1,7 @@
-"""Run generated kernels and tiles on NumPy arrays, with guards around everything they may write."""
+"""Run generated kernels and tiles on NumPy arrays, with guards around everything they may write.
+
+Objects are kept where compiled models keep theirs, so that each is made once for all tests.
+"""
 
 import ctypes
 from functools import cache
@@ -8,6 +11,7 @@ import numpy as np
 from dlc.backends.native import objects
 from dlc.backends.native.frontend import lower
 from dlc.backends.native.isa import runnable
+from dlc.runtime.cache import CodeStore
 from dlc.runtime.loader import link
 
 LEVELS = runnable()
@@ -16,16 +20,26 @@ GUARD = 96  # elements on each side
 
 @cache
 def tile_object(tile):
-    return objects.build(tile.text(), [tile.name], tile.isa, speed=0)
+    def build():
+        return objects.build(tile.text(), [tile.name], tile.isa, speed=0)
+
+    return CodeStore().get_or(("object", tile.isa.name, tile.name), build)
+
+
+def kernel_object(kernel, isa):
+    externs = [tile.extern for tile in kernel.tiles]
+
+    def build():
+        text = lower(kernel.source, kernel.name, kernel.params, isa, externs)
+        return objects.build(text, [kernel.name], isa, [extern.name for extern in externs])
+
+    return CodeStore().get_or(("kernel", isa.name, kernel.source, kernel.params, externs), build)
 
 
 @cache
 def entry(kernel, isa):
     """The linked kernel, as `f(words, thread, threads)`."""
-    externs = [tile.extern for tile in kernel.tiles]
-    text = lower(kernel.source, kernel.name, kernel.params, isa, externs)
-    code = objects.build(text, [kernel.name], isa, [extern.name for extern in externs])
-    linked = link([code, *map(tile_object, kernel.tiles)], [kernel.name])
+    linked = link([kernel_object(kernel, isa), *map(tile_object, kernel.tiles)], [kernel.name])
     prototype = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
     function = prototype(linked.address(kernel.name))
     function.linked = linked

@@ -9,8 +9,7 @@ import ctypes
 import numpy as np
 
 from dlc.backends import reference
-from dlc.backends.native import objects
-from dlc.backends.native.frontend import lower
+from dlc.backends.native.crew import Job
 from dlc.backends.native.isa import host
 from dlc.backends.native.python_twin import Pointer
 from dlc.backends.native.python_twin import run as run_twin
@@ -20,6 +19,7 @@ from dlc.frontend.trace import trace
 from dlc.ir.plan import SLACK, Address, Scratch, align
 from dlc.ir.sizes import evaluate
 from dlc.passes.schedule import schedule
+from dlc.runtime.cache import CodeStore
 from dlc.runtime.loader import link
 
 GUARD = 128  # bytes
@@ -185,10 +185,10 @@ def _solve(plan, arrays):
 def compiled(kernel, isa):
     """A kernel as `f(words, thread, threads)`."""
     if (kernel.name, isa.name) not in _linked:
-        externs = [extern.name for extern in kernel.externs]
-        text = lower(kernel.source, kernel.name, kernel.params, isa, kernel.externs)
-        parts = [objects.build(text, [kernel.name], isa, externs)]
-        parts += [objects.build(t.text(), [t.name], isa, speed=0) for t in kernel.objects]
+        jobs = [Job(kernel.name, isa.name, kernel.source, kernel.params, kernel.externs)]
+        jobs += [Job(tile.name, isa.name, tile.text(), speed=0) for tile in kernel.objects]
+        # Under the keys of compiled models: what one test has made serves the others.
+        parts = [CodeStore().get_or(("object", isa.name, job.name), job.run) for job in jobs]
         linked = link(parts, [kernel.name])
         prototype = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
         _linked[kernel.name, isa.name] = prototype(linked.address(kernel.name)), linked

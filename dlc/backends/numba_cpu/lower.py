@@ -58,8 +58,11 @@ class Lowering:
 
     def compile(self, prepare: Schedule, main: Schedule, prepared: int) -> Compiled:
         """The plan of both schedules and the objects of their kernels."""
-        steps = [self._steps(schedule) for schedule in (prepare, main)]
         graph = main.graph
+        for leaf in graph.parameters:  # before views of them
+            if main.buffers[leaf].role == "state":
+                self._buffer(main.buffers[leaf])
+        steps = [self._steps(schedule) for schedule in (prepare, main)]
         results = [i for i in range(len(graph.outputs)) if i not in graph.aliases]
         plan = Plan(
             buffers=(),
