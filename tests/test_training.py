@@ -78,6 +78,44 @@ def test_gradients_are_clipped(clip):
         torch.testing.assert_close(torch.tensor(ours_p.numpy()), (p - p.grad).detach())
 
 
+@pytest.mark.parametrize("bound", [-0.1, float("nan")])
+@pytest.mark.parametrize("clip", ["clip_grad_norm", "clip_grad_value"])
+def test_gradients_are_not_turned_round(clip, bound):
+    step = dlc.train_step(nn.Linear(8, 3), nn.CrossEntropyLoss(), optim.SGD(), **{clip: bound})
+    with pytest.raises(ArgumentError, match="of at least 0, got"):
+        step(X, Y)
+
+
+class Spare(nn.Module):
+    """A layer that takes part, and one that does not."""
+
+    def __init__(self):
+        super().__init__()
+        self.used, self.spare = nn.Linear(8, 3), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.used(x)
+
+
+def test_what_the_loss_does_not_depend_on_stays_as_in_pytorch():
+    """Without a gradient there is no decay of weights either."""
+    step = dlc.train_step(Spare(), nn.CrossEntropyLoss(), optim.AdamW(lr=0.1, weight_decay=0.5))
+    before = step.model.state_dict()
+    step(X, Y)
+    after = step.model.state_dict()
+    stayed = [name for name in before if np.array_equal(before[name], after[name])]
+    assert stayed == ["spare.weight", "spare.bias"]
+
+
+def test_a_loss_that_no_parameter_has_to_do_with():
+    def loss(output, target):
+        return target.float().mean()
+
+    step = dlc.train_step(nn.Linear(8, 3), loss, optim.SGD(lr=0.1))
+    with pytest.raises(ArgumentError, match="depends on no parameter that requires a gradient"):
+        step(X, Y)
+
+
 def test_one_compilation_for_all_batches_up_to_a_size():
     step = dlc.train_step(nn.Linear(8, 3), nn.CrossEntropyLoss(), optim.SGD(lr=0.1), max_batch=16)
     compiled = {id(step.executable(X[:n], Y[:n])) for n in (1, 5, 16)}
@@ -166,6 +204,9 @@ def test_the_history_is_a_table_and_curves(tmp_path):
     assert "<svg" in (tmp_path / "curve.svg").read_text()
     with pytest.raises(ArgumentError, match="a name among epoch, loss"):
         run.history["f1"]
+    for empty in (lambda: trainer().history["loss"], lambda: trainer().history.plot("curve.png")):
+        with pytest.raises(ArgumentError, match="one epoch or more, got none"):
+            empty()
 
 
 def test_patience_and_the_best_weights():
@@ -230,6 +271,71 @@ def test_callbacks_hear_and_stop():
     assert len(run.history) == 2
 
 
+def test_a_callback_takes_nothing_back_of_patience():
+    class Never(dlc.Callback):
+        def on_epoch_end(self, trainer, figures):
+            trainer.stop = False
+
+    run = trainer(rate=0.0)
+    history = run.fit((X, Y), (X, Y), epochs=9, batch_size=50, patience=2, callbacks=[Never()])
+    assert len(history) == history.best_epoch + 2
+
+
+def test_an_epoch_left_in_its_midst_begins_anew():
+    class Stop(dlc.Callback):
+        def on_step_end(self, trainer, figures):
+            trainer.stop = trainer.step == 2
+
+    class Listener(dlc.Callback):
+        started, losses = 0, ()
+
+        def on_epoch_start(self, trainer):
+            self.started += 1
+
+        def on_step_end(self, trainer, figures):
+            self.losses += (figures["loss"],)
+
+    run, heard = trainer(), Listener()
+    run.fit((X, Y), batch_size=10, callbacks=[Stop()])
+    (line,) = run.fit((X, Y), batch_size=10, callbacks=[heard])
+    assert (heard.started, len(heard.losses), run.step) == (1, 5, 7)
+    assert line["loss"] == pytest.approx(np.mean(heard.losses))
+
+
+def test_a_figure_that_is_no_number_is_not_the_best():
+    bad = X.copy()
+    bad[0] = np.nan
+    run = trainer()
+    run.fit((X, Y), (bad, Y), epochs=2, batch_size=50)
+    history = run.fit((X, Y), (X, Y), epochs=4, batch_size=50)
+    assert np.isnan(history["val_loss"][:2]).all()
+    assert history.best_epoch == 4
+
+
+def test_a_schedule_of_another_optimiser():
+    net = nn.Linear(8, 3)
+    own, other = (optim.SGD(net.parameters(), lr=0.1) for _ in range(2))
+    scheduler = optim.lr_scheduler.ExponentialLR(other, 0.5)
+    with pytest.raises(ArgumentError, match="a scheduler of its optimizer, got one of another"):
+        dlc.Trainer(net, nn.CrossEntropyLoss(), own, scheduler=scheduler)
+
+
+def test_predictions_keep_the_structure_of_the_outputs():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(8, 3), nn.Linear(8, 2)
+
+        def forward(self, x):
+            return {"a": self.a(x), "rest": (self.b(x), x)}
+
+    net = Two()
+    found = dlc.Trainer(net, nn.CrossEntropyLoss(), optim.SGD()).predict(X, batch_size=16)
+    np.testing.assert_array_equal(found["rest"][1], X)
+    for rows, layer in ((found["a"], net.a), (found["rest"][0], net.b)):
+        np.testing.assert_allclose(rows, layer(X), rtol=1e-6, atol=1e-6)
+
+
 def test_a_loss_that_is_not_finite_names_the_layer():
     class Net(nn.Module):
         def __init__(self):
@@ -258,6 +364,26 @@ def test_a_loss_that_is_not_finite_names_the_layer():
         NumericsError, match=r"first the parameter '3.weight'.* holds nan at \(0, 0\)"
     ):
         run.fit((X, Y), epochs=1)
+
+
+@pytest.mark.parametrize("written", ["where", "sum"])
+def test_a_mask_is_not_where_a_loss_went_wrong(written):
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.out = nn.Linear(8, 3)
+            self.register_buffer("mask", np.where(np.arange(8) < 4, 0, -np.inf).astype(np.float32))
+
+        def forward(self, x):
+            if written == "where":
+                scores = dlc.where(self.mask < 0.0, -float("inf"), x)
+            else:
+                scores = x + self.mask
+            return (self.out(scores.softmax(1)) - 100.0).sqrt()
+
+    run = dlc.Trainer(Masked(), nn.CrossEntropyLoss(), optim.SGD(lr=0.1))
+    with pytest.raises(NumericsError, match=r"first sqrt \(test_training.py:\d+"):
+        run.fit((X, Y))
 
 
 # Checkpoints.
@@ -336,6 +462,7 @@ def test_two_hundred_kills(tmp_path):
             lambda: nn.Sequential(nn.Linear(8, 17), nn.ReLU(), nn.Dropout(0.1), nn.Linear(17, 3)),
             "differs in 0.bias",
         ),
+        (lambda: model().double(), "differs in 0.bias"),
     ],
 )
 def test_a_checkpoint_of_another_model(tmp_path, other, match):
@@ -352,7 +479,7 @@ def test_a_checkpoint_of_another_model(tmp_path, other, match):
 def test_checkpoints_of_other_runs(tmp_path):
     path = tmp_path / "run.ckpt"
     run = trainer()
-    run.fit((X, Y), epochs=1, batch_size=16)
+    run.fit((X, Y), epochs=1, batch_size=16, seed=5)
     run.save(path)
     other = dlc.Trainer(model(), nn.CrossEntropyLoss(), optim.SGD(lr=0.1))
     with pytest.raises(CheckpointError, match="a run with SGD, got AdamW"):
@@ -361,6 +488,30 @@ def test_checkpoints_of_other_runs(tmp_path):
     same.resume(path)
     with pytest.raises(CheckpointError, match=r"other data or options.*batch_size=8"):
         same.fit((X, Y), epochs=2, batch_size=8)
+    same.fit((X, Y), epochs=2, batch_size=16)  # it still knows where it was to go on
+    whole = trainer()
+    whole.fit((X, Y), epochs=2, batch_size=16, seed=5)
+    assert_same(whole, same)
+    assert figures(whole) == figures(same)
+
+
+def test_a_checkpoint_of_another_schedule_changes_nothing(tmp_path):
+    def scheduled(*milestones):
+        run = trainer()
+        parts = [optim.lr_scheduler.ExponentialLR(run.optimizer, 0.5) for _ in (0, *milestones)]
+        schedule = optim.lr_scheduler.SequentialLR(run.optimizer, parts, list(milestones))
+        run.scheduler = schedule
+        return run
+
+    path = tmp_path / "run.ckpt"
+    run, other = scheduled(2), scheduled(2, 3)
+    run.fit((X, Y), epochs=1, batch_size=50)
+    run.save(path)
+    before, states = weights(other), (other.scheduler.state_dict(), other.optimizer.state_dict())
+    with pytest.raises(CheckpointError, match="states of 3 schedules, got 2"):
+        other.resume(path)
+    assert all(np.array_equal(a, before[n]) for n, a in weights(other).items())
+    assert repr((other.scheduler.state_dict(), other.optimizer.state_dict())) == repr(states)
 
 
 def test_files_that_are_no_checkpoint(tmp_path):
@@ -377,8 +528,21 @@ def test_files_that_are_no_checkpoint(tmp_path):
         run.resume(path)
     with pytest.raises(CheckpointError, match="a folder"):
         run.resume(tmp_path)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(CheckpointError, match="got no file of that name"):
         run.resume(tmp_path / "none.ckpt")
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path):
+    run = trainer()
+    path = tmp_path / "run.ckpt"
+    run.save(path)
+    content, rng = path.read_bytes(), np.random.default_rng(0)
+    for place in (100, len(content) - 3, *rng.integers(0, len(content), 60)):
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << rng.integers(0, 8)
+        path.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=r"complete checkpoint|damaged|weights"):
+            run.resume(path)
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):

@@ -66,6 +66,15 @@ def spread(layout, shape, **attrs):
     return function
 
 
+def scaled(view):
+    """A gradient of pooling, multiplied by what is seen of a value that lies channels last."""
+
+    def function(x, g, s):
+        return op.max_pool2d_grad(last(x), last(g), **TWO) * view(last(s))
+
+    return function
+
+
 TWO = {"kernel": (2, 2), "stride": (2, 2)}
 THREE = {"kernel": (3, 3), "stride": (2, 2), "padding": ((1, 1), (1, 1))}
 EDGES = (1, 2, RUN - 1, RUN, RUN + 1, RUN * SHARE + 3)
@@ -104,6 +113,17 @@ CASES = {
     "rounded up": Case(
         pooled(last, kernel=(2, 2), stride=(2, 2), ceil_mode=True),
         (spec(N, 17, 5, 3), spec(N, 17, 3, 2)),
+    ),
+    "by a number a channel, as large as the gradient": Case(
+        scaled(lambda s: s), (spec(N, 17, 2, 2), spec(N, 17, 1, 1), spec(N, 17, 1, 1))
+    ),
+    "by lines for columns": Case(
+        scaled(lambda s: op.transpose(s, axes=(0, 1, 3, 2))),
+        (spec(N, 17, 4, 4), spec(N, 17, 2, 2), spec(N, 17, 4, 4)),
+    ),
+    "by whole numbers": Case(
+        scaled(lambda s: op.cast(op.cast(s * 9, dtype="int64"), dtype="float32")),
+        (spec(N, 17, 4, 4), spec(N, 17, 2, 2), spec(N, 17, 4, 4)),
     ),
     "shares of channels": Case(spread(last, (4, 5), **TWO), (spec(N, 17, 2, 2),)),
     "shares of overlapping windows": Case(

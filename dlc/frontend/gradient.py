@@ -73,7 +73,9 @@ def value_and_grad(function: Callable[..., Any], argnums: Argnums = 0) -> Callab
     return both
 
 
-def gradients(value: Any, variables: Iterable[Any], grad_output: Any = None) -> tuple[Node, ...]:
+def gradients(
+    value: Any, variables: Iterable[Any], grad_output: Any = None, *, allow_unused: bool = False
+) -> tuple[Any, ...]:
     """The gradients of a tensor in others, inside a trace.
 
     Parameters
@@ -84,6 +86,8 @@ def gradients(value: Any, variables: Iterable[Any], grad_output: Any = None) -> 
         What to differentiate in, of floats. What is computed from one is seen through it.
     grad_output : Tensor, optional
         What the elements of ``value`` are weighted with before they are summed; one by default.
+    allow_unused : bool
+        Give None, as PyTorch does, in place of zeros where ``value`` does not depend on a variable.
 
     Returns
     -------
@@ -101,7 +105,8 @@ def gradients(value: Any, variables: Iterable[Any], grad_output: Any = None) -> 
     if weight.type != root.type:
         expected, got = f"grad_output of {root.type}", str(weight.type)
         raise ShapeError(explain("a gradient", expected, got, where=here()))
-    return tuple(differentiate.gradients((root,), (weight,), nodes))
+    found = differentiate.reverse if allow_unused else differentiate.gradients
+    return tuple(found((root,), (weight,), nodes))
 
 
 def _node(value: Any) -> Node:

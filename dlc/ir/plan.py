@@ -156,17 +156,20 @@ class Site:
     Parameters
     ----------
     op, module : str
-        Its name, and the path of the module that it stands in.
+        Its name, or what it is to a user, and the path of the module that it stands in.
     shape : tuple of Size
         Of the array of indices.
     extent : Size
         How many places there are.
+    what : str
+        What the indices are to a user.
     """
 
     op: str
     module: str
     shape: tuple[Size, ...]
     extent: Size
+    what: str = "indices"
 
 
 @dataclass(frozen=True)
@@ -208,8 +211,14 @@ class Plan:
 
     @property
     def states(self) -> list[Buffer]:
-        """Parameters and buffers that a call gives new values."""
-        return [buffer for buffer in self.buffers if buffer.role == "state"]
+        """Parameters and buffers that a call gives new values, each in its own shape, which comes
+        before those in which kernels read it.
+        """
+        found: dict[str, Buffer] = {}
+        for buffer in self.buffers:
+            if buffer.role == "state":
+                found.setdefault(buffer.name, buffer)
+        return list(found.values())
 
     @property
     def kernels(self) -> list[str]:

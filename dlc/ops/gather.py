@@ -25,14 +25,12 @@ def _axis(x: TensorType, *rest: TensorType, axis: int) -> dict[str, Any]:
     return {"axis": normal_axis(axis, x.ndim)}
 
 
-def check_index(op: str, index: Array, size: int) -> None:
+def check_index(op: str, index: Array, size: int, what: str = "indices") -> None:
     """Raise `IndexError` for the first element of ``index`` outside ``0 <= i < size``."""
     wrong = np.argwhere((index < 0) | (index >= size))
     if len(wrong):
         place = tuple(wrong[0].tolist())
-        raise IndexError(
-            f"{op} expects indices from 0 to {size - 1}, got {index[place]} at {place}"
-        )
+        raise IndexError(f"{op} expects {what} from 0 to {size - 1}, got {index[place]} at {place}")
 
 
 # take
@@ -105,7 +103,12 @@ def _fits(index: TensorType, other: TensorType, what: str, but: int | None = Non
             )
 
 
-def _gather_type(x: TensorType, index: TensorType, axis: int) -> TensorType:
+def _gather_attrs(x: TensorType, index: TensorType, axis: int, what: str = "") -> dict[str, Any]:
+    """``what`` the indices are to a user, such as labels, where they are that."""
+    return _axis(x, axis=axis) | ({"what": what} if what else {})
+
+
+def _gather_type(x: TensorType, index: TensorType, axis: int, what: str = "") -> TensorType:
     _fits(index, x, "its input", but=axis)
     return index.with_dtype(x.dtype)
 
@@ -117,8 +120,8 @@ def _mesh(index: Array, axis: int) -> tuple[Array, ...]:
     return tuple(mesh)
 
 
-def _gather_ref(x: Array, index: Array, axis: int) -> Array:
-    check_index("gather", index, x.shape[axis])
+def _gather_ref(x: Array, index: Array, axis: int, what: str = "indices") -> Array:
+    check_index("gather", index, x.shape[axis], what)
     return x[_mesh(index, axis)]
 
 
@@ -129,8 +132,8 @@ gather = OpDef(
     infer=_gather_type,
     ref=_gather_ref,
     doc="y[i][j] = x[index[i][j]][j] along axis 0, and so on: an index for every element",
-    attrs=_axis,
-    grad=lambda g, y, x, index, axis: (
+    attrs=_gather_attrs,
+    grad=lambda g, y, x, index, axis, what="": (
         filled(x.builder, x.shape, 0.0, x.dtype).scatter_add(axis, index, g),
         None,
     ),
@@ -138,7 +141,7 @@ gather = OpDef(
         Sample((*uniform(rng, (4, 3)), rng.integers(0, 4, (2, 3))), {"axis": 0}),
         Sample((*uniform(rng, (4, 3)), rng.integers(0, 3, (3, 6))), {"axis": 1}),
         Sample((*uniform(rng, (2, 4, 3)), rng.integers(0, 4, (2, 1, 3))), {"axis": -2}),
-        Sample((*uniform(rng, (5,)), rng.integers(0, 5, 7)), {"axis": 0}),
+        Sample((*uniform(rng, (5,)), rng.integers(0, 5, 7)), {"axis": 0, "what": "labels"}),
         Sample((*uniform(rng, (2, 3)), np.zeros((2, 0), np.int64)), {"axis": 1}),
         plain(rng.integers(0, 9, 4), [3, 0], axis=0),
     ],
@@ -152,7 +155,7 @@ gather = OpDef(
             "no larger than its input along axis 0",
         ),
     ],
-    torch=lambda torch, x, index, axis: torch.gather(x, axis, index),
+    torch=lambda torch, x, index, axis, what="": torch.gather(x, axis, index),
     ulp=0.0,
 )
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from dlc.errors import ArgumentError, DTypeError, IndexError, ShapeError
-from dlc.ir.node import Node
+from dlc.ir.node import Node, apply
 from dlc.ir.op import OPS, Array, ErrorSample, Kind, OpDef, Sample
 from dlc.ir.sizes import Size, bounds, equal, shape_text
 from dlc.ir.types import TensorType, tensor
@@ -106,7 +106,8 @@ def _check_labels(op: str, label: Array, classes: int, ignore_index: int) -> Non
 
 def _nll_expand(x: Node, label: Node, *weight: Node, ignore_index: int) -> Node:
     counts, safe = _counted(label, ignore_index)
-    cost = -x.gather(1, safe.unsqueeze(1)).reshape(label.shape)
+    own = apply("gather", x, safe.unsqueeze(1), axis=1, what="labels")
+    cost = -own.reshape(label.shape)
     if weight:
         cost = cost * weight[0].index_select(0, safe)
     return where(counts, cost, 0.0)

@@ -89,17 +89,19 @@ def gradients(
     list of Node
         Each of its node's type; zeros where the outputs do not depend on it.
     """
-    found = _reverse(outputs, cotangents, wrt)
     return [
         filled(node.builder, node.shape, 0.0, node.dtype) if g is None else g
-        for node, g in zip(wrt, found, strict=True)
+        for node, g in zip(wrt, reverse(outputs, cotangents, wrt), strict=True)
     ]
 
 
-def _reverse(
+def reverse(
     outputs: Sequence[Node], cotangents: Sequence[Node], wrt: Sequence[Node]
 ) -> list[Node | None]:
-    """From the outputs back; each node's gradient is complete before its rule is applied."""
+    """The same, but None where the outputs do not depend on a node.
+
+    It goes from the outputs back; each node's gradient is complete before its rule is applied.
+    """
     total: dict[Node, Node] = {}
     for node, g in zip(outputs, cotangents, strict=True):
         _add(total, node, g)
@@ -153,7 +155,7 @@ def apply_rule(node: Node, g: Cotangent) -> tuple[Node | None, ...]:
     outputs = expanded if isinstance(expanded, tuple) else (expanded,)
     parts = g if isinstance(g, tuple) else (g,)
     pairs = [(y, part) for y, part in zip(outputs, parts, strict=True) if part is not None]
-    return tuple(_reverse([y for y, _ in pairs], [part for _, part in pairs], node.inputs))
+    return tuple(reverse([y for y, _ in pairs], [part for _, part in pairs], node.inputs))
 
 
 def _elements(node: Node) -> tuple[object, ...]:

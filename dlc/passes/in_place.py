@@ -8,7 +8,7 @@ it was.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import replace
 
 from dlc.ir.graph import Graph
@@ -70,8 +70,9 @@ def settle(
     for number, name in graph.aliases.items():
         value, leaf = graph.outputs[number], leaves[name]
         writer = order.maker[value]
-        fits = layouts[value] == layouts[leaf] and _rewrites(groups[writer], value, leaf)
-        if fits and order.put_behind(writer, order.readers(leaf)):
+        shown = order.shown(leaf)
+        fits = layouts[value] == layouts[leaf] and _rewrites(groups[writer], value, shown)
+        if fits and order.put_behind(writer, order.readers(shown)):
             order.place[writer].append((value, leaf))
         else:
             copy = value.builder.node("assign", (value,), {"name": f"{name}.next"}, value.origins)
@@ -80,11 +81,13 @@ def settle(
     return (*order.groups(), *copies), places
 
 
-def _rewrites(group: Group, value: Node, leaf: Node) -> bool:
-    """Whether a group that writes ``value`` reads ``leaf`` at most at the element it writes."""
+def _rewrites(group: Group, value: Node, shown: Collection[Node]) -> bool:
+    """Whether a group that writes ``value`` reads the old one, of which all of these show the
+    elements, at most at the element it writes.
+    """
     if group.view:
         return False
-    users = [node for node in group.inside if any(source is leaf for source in node.inputs)]
+    users = [node for node in group.inside if not set(node.inputs).isdisjoint(shown)]
     if not users:
         return True
     through = set(users)
@@ -92,7 +95,7 @@ def _rewrites(group: Group, value: Node, leaf: Node) -> bool:
         if through & set(node.inputs):
             through.add(node)
     plain = all(node.op.kind is Kind.POINTWISE or node.op.name == "relayout" for node in through)
-    return plain and all(node.shape == value.shape for node in (*through, leaf))
+    return plain and all(node.shape == value.shape for node in through)
 
 
 def checks(groups: Sequence[Group]) -> list[int]:
@@ -129,20 +132,24 @@ class _Order:
         ]
         self._checks = checks(groups)
 
-    def readers(self, leaf: Node) -> set[int]:
-        """The groups that read a leaf, or a view of it."""
-        shown, found = {leaf}, set[int]()
-        for i, group in enumerate(self._groups):
-            if shown & self._reads[i]:
-                found.add(i)
-                if group.view:
-                    shown.update(group.outputs)
-        return found
+    def shown(self, leaf: Node) -> set[Node]:
+        """A leaf and the views of it."""
+        shown = {leaf}
+        for group, reads in zip(self._groups, self._reads, strict=True):
+            if group.view and shown & reads:
+                shown.update(group.outputs)
+        return shown
+
+    def readers(self, nodes: Set[Node]) -> set[int]:
+        """The groups that read any of these."""
+        return {i for i, reads in enumerate(self._reads) if nodes & reads}
 
     def put_behind(self, writer: int, readers: Iterable[int]) -> bool:
-        """Let ``writer`` wait for ``readers`` and for every check; False if one waits for it."""
+        """Let ``writer`` wait for ``readers`` and for every check; False if one waits for it, or it
+        is itself one, which would find its error too late.
+        """
         before = {*readers, *self._checks} - {writer}
-        if self._depends(before, writer):
+        if writer in self._checks or self._depends(before, writer):
             return False
         self._waits[writer] |= before
         return True

@@ -1,11 +1,13 @@
 """Checkpoints: named arrays and notes in one safetensors file, whole or not at all.
 
 The file is written aside, brought to the disk and renamed, so that whoever is killed at any moment,
-or runs out of space, leaves the last one that was complete.
+or runs out of space, leaves the last one that was complete. It holds a digest of all its content:
+nobody goes on from a damaged one.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -18,8 +20,8 @@ from safetensors.numpy import save
 from dlc.errors import CheckpointError, ExecutionError, explain
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
-#: The entry of the file's metadata that holds the notes, as JSON.
-NOTES = "dlc"
+#: The entries of the file's metadata that hold the notes, as JSON, and the digest of all content.
+NOTES, DIGEST = "dlc", "blake2b"
 
 
 def write(
@@ -43,7 +45,9 @@ def write(
     path = os.path.abspath(os.fspath(path))
     folder, name = os.path.split(path)
     aside = os.path.join(folder, f".{name}.partial")
-    content = save({n: np.asarray(a, order="C") for n, a in arrays.items()}, _metadata(notes))
+    own = {n: np.asarray(a, order="C") for n, a in arrays.items()}
+    text = json.dumps(notes)
+    content = save(own, {NOTES: text, DIGEST: _digest(own, text)})
     try:
         try:
             with open(aside, "wb") as file:
@@ -62,8 +66,12 @@ def write(
         ) from error
 
 
-def _metadata(notes: Mapping[str, Any]) -> dict[str, str]:
-    return {NOTES: json.dumps(notes)}
+def _digest(arrays: Mapping[str, Array], notes: str) -> str:
+    digest = hashlib.blake2b(notes.encode(), digest_size=16)
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    return digest.hexdigest()
 
 
 def _settle(folder: str) -> None:
@@ -80,25 +88,29 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Array], dict[str, Any]
 
     Raises
     ------
-    FileNotFoundError
-        There is no such file.
     CheckpointError
-        It is truncated, or no checkpoint.
+        There is none, it is truncated or damaged, or no checkpoint.
     """
     path = os.fspath(path)
-    if os.path.isdir(path):
-        raise CheckpointError(explain(repr(path), "a checkpoint", "a folder"))
+    if not os.path.isfile(path):
+        got = "a folder" if os.path.isdir(path) else "no file of that name"
+        raise CheckpointError(explain(repr(path), "a checkpoint", got))
     try:
         with safe_open(path, framework="numpy") as file:
-            notes = (file.metadata() or {}).get(NOTES)
+            known = file.metadata() or {}
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise CheckpointError(
             f"{path!r} is no complete checkpoint: {error}; use an older one"
         ) from None
-    if notes is None:
+    if NOTES not in known:
         advice = "Files of weights are read by dlc.load_weights."
         raise CheckpointError(
             explain(repr(path), "a checkpoint", "a file of weights", advice=advice)
         )
-    return arrays, json.loads(notes)
+    if _digest(arrays, known[NOTES]) != known.get(DIGEST):
+        advice = "Use an older one: what it holds is not what was saved."
+        raise CheckpointError(
+            explain(repr(path), "a whole checkpoint", "a damaged one", advice=advice)
+        )
+    return arrays, json.loads(known[NOTES])

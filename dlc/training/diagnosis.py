@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -10,13 +10,17 @@ from dlc.backends import reference
 from dlc.frontend.scope import active
 from dlc.frontend.trace import trace
 from dlc.ir.node import Node
-from dlc.training.step import Array, TrainStep
+
+if TYPE_CHECKING:
+    from dlc.training.step import Array, TrainStep
 
 
 def first_wrong(step: TrainStep, batch: tuple[Array, ...]) -> str:
     """In words, the first value that is not finite when the loss of a batch is computed anew.
 
-    The parameters must be those of the step that failed, which it has left as they were.
+    Infinities that a model writes down itself, as a mask of attention does, are named only where
+    nothing else is found. The parameters must be those of the step that failed, which it has left
+    as they were.
     """
 
     def forward(*tensors: Node) -> Any:
@@ -28,13 +32,31 @@ def first_wrong(step: TrainStep, batch: tuple[Array, ...]) -> str:
     traced = trace(forward, *batch)
     arrays = {name: variable.numpy() for name, variable in traced.parameters.items()}
     arrays |= {str(node.name): a for node, a in zip(traced.graph.inputs, batch, strict=True)}
+    first, meant = "", set[Node]()
     for node, value in reference.walk(traced.graph, arrays):
-        for part in value if isinstance(value, tuple) else (value,):
-            wrong = np.argwhere(~np.isfinite(part)) if part.dtype.kind == "f" else ()
-            if len(wrong) and node.op.name != "constant":
-                place = tuple(int(i) for i in wrong[0])
-                return f"{_subject(node)} holds {part[place]} at {place}"
-    return "computed by the reference in the graph's own order it is finite: rounding decides"
+        parts = value if isinstance(value, tuple) else (value,)
+        wrong = [_place(part) for part in parts if not np.isfinite(part).all()]
+        if not wrong:
+            continue
+        found = f"{_subject(node)} holds {wrong[0]}"
+        if any(np.isnan(part).any() for part in parts) or not _is_meant(node, meant):
+            return found
+        first = first or found
+        meant.add(node)
+    rounding = "computed by the reference in the graph's own order it is finite: rounding decides"
+    return first or rounding
+
+
+def _place(array: Array) -> str:
+    """The first element that is not finite, and where it is."""
+    place = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
+    return f"{array[place]} at {place}"
+
+
+def _is_meant(node: Node, meant: set[Node]) -> bool:
+    """Whether the infinities of a value are the model's own, or come from such a value."""
+    own = node.op.name == "constant" or node.attrs.get("role") == "buffer"
+    return own or any(source in meant for source in node.inputs)
 
 
 def _subject(node: Node) -> str:

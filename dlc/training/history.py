@@ -40,7 +40,8 @@ class History:
         """A figure over the epochs; None where an epoch has none."""
         known = dict.fromkeys(name for epoch in self.epochs for name in epoch)
         if name not in known:
-            raise ArgumentError(explain("History", f"a name among {', '.join(known)}", repr(name)))
+            expected = f"a name among {', '.join(known)}" if known else "one epoch or more"
+            raise ArgumentError(explain("History", expected, repr(name) if known else "none"))
         return [epoch.get(name) for epoch in self.epochs]
 
     def __str__(self) -> str:
@@ -63,9 +64,13 @@ class History:
 
         Raises
         ------
+        ArgumentError
+            There is no epoch yet.
         DependencyError
             matplotlib is not installed.
         """
+        if not self.epochs:
+            raise ArgumentError(explain("History.plot", "one epoch or more", "none"))
         try:
             from matplotlib.figure import Figure
         except ImportError:
@@ -73,7 +78,7 @@ class History:
             message = explain("History.plot", "matplotlib", "none", advice=advice)
             raise DependencyError(message) from None
         names = [name for name in self._figures() if not name.startswith(VALIDATION)]
-        figure = Figure(figsize=(4.5 * max(len(names), 1), 3.4), layout="constrained")
+        figure = Figure(figsize=(4.5 * len(names), 3.4), layout="constrained")
         steps = [epoch["epoch"] for epoch in self.epochs]
         for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
             for label, curve in (("training", name), ("validation", VALIDATION + name)):

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from dlc import driver
-from dlc.errors import ArgumentError, ShapeError, explain
+from dlc.errors import ArgumentError, NumericsError, ShapeError, explain
 from dlc.frontend import optim
 from dlc.frontend.gradient import gradients
 from dlc.frontend.met import Variants
@@ -26,6 +26,7 @@ from dlc.ir.node import Node, apply
 from dlc.ir.sizes import Dim
 from dlc.ir.types import TensorSpec
 from dlc.runtime.executable import Executable
+from dlc.training.diagnosis import first_wrong
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
 #: ``loss(output, target)``, a scalar.
@@ -134,6 +135,7 @@ class TrainStep(OfBatches):
         memory_budget: int | None = None,
     ):
         super().__init__(model, max_batch, threads, progress, memory_budget)
+        check_parts(model, loss, optimizer)
         self.loss, self.optimizer, self.metrics = loss, optimizer, dict(metrics or {})
         self._clip = clip_grad_norm, clip_grad_value
         optimizer.bind(model.named_parameters())
@@ -156,10 +158,16 @@ class TrainStep(OfBatches):
         IndexError
             A label is out of range. Nothing is changed.
         NumericsError
-            The loss is NaN or infinite. Nothing is changed.
+            The loss is NaN or infinite; the message says in which layer first. Nothing is changed.
         """
         arrays = check_batch(batch)
-        results = self.executable(*arrays)(*arrays)
+        try:
+            results = self.executable(*arrays)(*arrays)
+        except NumericsError:
+            raise NumericsError(
+                f"the loss is not finite: first {first_wrong(self, arrays)}. The parameters are as "
+                "before this step; a smaller learning rate, or clip_grad_norm, may help"
+            ) from None
         if self.metrics:
             return {name: float(value) for name, value in results.items()}
         return float(results)
@@ -184,14 +192,44 @@ class TrainStep(OfBatches):
         }
 
     def _gradients(self, value: Node) -> Mapping[Parameter, Node]:
+        """By parameter; as in PyTorch, one that the loss does not depend on has none, and stays."""
         parameters = self.optimizer.parameters()
-        found = dict(zip(parameters, gradients(value, parameters), strict=True))
+        made = gradients(value, parameters, allow_unused=True)
+        found = {p: g for p, g in zip(parameters, made, strict=True) if g is not None}
+        if parameters and not found:
+            expected = "a loss of the model's output"
+            got = "one that depends on no parameter that requires a gradient"
+            raise ArgumentError(explain("a training step", expected, got))
         norm, most = self._clip
         if most is not None:
             found = optim.clip_grad_value(found, most)
         if norm is not None:
             found, _ = optim.clip_grad_norm(found, norm)
         return found
+
+
+def check_parts(model: Any, loss: Any, optimizer: Any) -> None:
+    """Refuse what is no model, no loss or no optimiser.
+
+    Raises
+    ------
+    ArgumentError
+    """
+    classes = [each.__name__ for each in (model, loss, optimizer) if isinstance(each, type)]
+    if classes:
+        expected, advice = "an instance", f"Make one: {classes[0]}(...)."
+        got = f"the class {classes[0]}"
+    elif not isinstance(model, Module):
+        expected, got = "a model, a dlc Module, first", f"a {type(model).__name__}"
+        advice = "dlc.nn has the layers of torch.nn."
+    elif not callable(loss):
+        expected, got, advice = "a loss(output, target)", repr(loss), "Such as nn.MSELoss()."
+    elif not isinstance(optimizer, optim.Optimizer):
+        expected, got = "an optimizer of dlc.optim", repr(optimizer)
+        advice = "Such as optim.AdamW(lr=1e-3)."
+    else:
+        return
+    raise ArgumentError(explain("training", expected, got, advice=advice))
 
 
 def check_batch(batch: tuple[Any, ...]) -> tuple[Array, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -11,19 +12,19 @@ from typing import Any
 
 import numpy as np
 
-from dlc.errors import ArgumentError, CheckpointError, NumericsError, explain
+from dlc.errors import ArgumentError, CheckpointError, NumericsError, WeightsError, explain
 from dlc.frontend import optim
 from dlc.frontend.data import Batches, as_dataset
 from dlc.frontend.module import Module
 from dlc.frontend.random import generator
 from dlc.frontend.random import state as random_state
+from dlc.frontend.tree import flatten
 from dlc.progress import bar
 from dlc.runtime import checkpoint
-from dlc.training.diagnosis import first_wrong
 from dlc.training.history import VALIDATION, History
 from dlc.training.judge import Evaluation, Prediction
 from dlc.training.metrics import FALLING, Metric, named
-from dlc.training.step import Array, Loss, TrainStep, check_batch
+from dlc.training.step import Array, Loss, TrainStep, check_batch, check_parts
 
 
 class Callback:
@@ -99,10 +100,14 @@ class Trainer:
         threads: int | None = None,
         memory_budget: int | None = None,
     ):
+        check_parts(model, loss, optimizer)
         self.model, self.loss, self.optimizer = model, loss, optimizer
         self.metrics, self.scheduler, self.monitor = named(metrics), scheduler, monitor
         self._clip = {"clip_grad_norm": clip_grad_norm, "clip_grad_value": clip_grad_value}
         self._threads, self._memory_budget = threads, memory_budget
+        if scheduler is not None and getattr(scheduler, "optimizer", None) is not optimizer:
+            expected, got = "a scheduler of its optimizer", "one of another"
+            raise ArgumentError(explain("Trainer", expected, got))
         optimizer.bind(model.named_parameters())
         self.history, self.epoch, self.step, self.stop = History(), 0, 0, False
         self._best = _Best()
@@ -111,6 +116,7 @@ class Trainer:
         self._batches: Batches | None = None
         self._resumed: dict[str, Any] | None = None
         self._functions: dict[Any, Any] = {}
+        self._progress: bool | None = None
 
     # Training.
 
@@ -133,6 +139,8 @@ class Trainer:
     ) -> History:
         """Train until so many epochs are complete, those of earlier calls included.
 
+        An epoch that was left in its midst begins anew; behind `resume` it goes on from there.
+
         Parameters
         ----------
         train, validation : Dataset, or tuple of arrays
@@ -151,7 +159,7 @@ class Trainer:
             Save there behind each epoch (see `save`), and if ``checkpoint_every`` is given behind
             each so many steps.
         progress : bool, optional
-            Show a bar and a line for each epoch; by default on a terminal.
+            Show a bar, while compiling too; by default on a terminal.
 
         Returns
         -------
@@ -170,7 +178,7 @@ class Trainer:
             got = f"epochs={epochs}, patience={patience}"
             raise ArgumentError(explain("Trainer.fit", "at least 1 of each", got))
         batches = self._loader(train, batch_size, shuffle, drop_last, seed)
-        told, self.stop = tuple(callbacks), False
+        told, self.stop, self._progress = tuple(callbacks), False, progress
         step = self._step(batch_size)
         keep = _Keeper(self, checkpoint, checkpoint_every)
         with bar(f"training {type(self.model).__name__}", progress) as report:
@@ -214,13 +222,9 @@ class Trainer:
         """One step, and what it adds to the figures of the epoch."""
         try:
             results = step(*batch)
-        except NumericsError:
+        except NumericsError as error:
             where = f"step {self.step + 1} (epoch {self.epoch + 1})"
-            raise NumericsError(
-                f"the loss of {where} is not finite: first {first_wrong(step, batch)}. The "
-                "parameters are as before that step; a smaller learning rate, or clip_grad_norm, "
-                "may help"
-            ) from None
+            raise NumericsError(f"{where}: {error}") from None
         figures: dict[str, float] = results if isinstance(results, dict) else {"loss": results}
         for name, value in figures.items():
             self._sums[name] = self._sums.get(name, 0.0) + value * len(batch[0])
@@ -245,21 +249,22 @@ class Trainer:
         self.history.epochs.append(figures)
         self._compare(figures)
         self._schedule(figures)
-        if patience is not None and self.epoch - self._best.epoch >= patience:
-            self.stop = True
         for callback in told:
             callback.on_epoch_end(self, figures)
+        if patience is not None and self.epoch - self._best.epoch >= patience:
+            self.stop = True
 
     def _compare(self, figures: Mapping[str, Any]) -> None:
         """Keep the weights if this epoch is the best."""
         value = figures[self._monitored(figures)]
         if self._best.value is None or self._better(figures, value, self._best.value):
-            weights = {name: np.array(a) for name, a in self.model.state_dict().items()}
-            self._best = _Best(value, self.epoch, weights)
+            self._best = _Best(value, self.epoch, self.model.state_dict())
             self.history.best_epoch = self.epoch
 
     def _better(self, figures: Mapping[str, Any], value: float, best: float) -> bool:
         name = self._monitored(figures).removeprefix(VALIDATION)
+        if math.isnan(best):  # which no number is less or greater than
+            return not math.isnan(value)
         return value < best if name in FALLING else value > best
 
     def _monitored(self, figures: Mapping[str, Any]) -> str:
@@ -303,7 +308,7 @@ class Trainer:
                 count += len(arrays[0])
         return {name: total / count for name, total in totals.items()}
 
-    def predict(self, inputs: Any, batch_size: int = 256) -> Array:
+    def predict(self, inputs: Any, batch_size: int = 256) -> Any:
         """The model's outputs, in inference mode.
 
         Parameters
@@ -313,22 +318,23 @@ class Trainer:
 
         Returns
         -------
-        array
+        array, or a tuple, list or dict of arrays as the model gives it
             (N, ...): a row for each sample.
         """
         found = []
         with _inference(self.model):
             answer = self._function(Prediction, batch_size)
             for batch in Batches(as_dataset(inputs), batch_size):
-                found.append(answer(batch[0]))
-        return np.concatenate(found)
+                arrays, structure = flatten(answer(batch[0]), _is_array, "arrays")
+                found.append(arrays)
+        return structure.build([np.concatenate(parts) for parts in zip(*found, strict=True)])
 
     def _function(self, kind: type, batch_size: int, *arguments: Any) -> Any:
         """A compiled function of the model, made once for each size of batches."""
         key = kind, batch_size
         if key not in self._functions:
-            made = kind(self.model, *arguments, max_batch=batch_size, threads=self._threads)
-            self._functions[key] = made
+            options = {"threads": self._threads, "progress": self._progress}
+            self._functions[key] = kind(self.model, *arguments, max_batch=batch_size, **options)
         return self._functions[key]
 
     def _step(self, batch_size: int) -> TrainStep:
@@ -341,6 +347,7 @@ class Trainer:
                 metrics=self.metrics,
                 max_batch=batch_size,
                 threads=self._threads,
+                progress=self._progress,
                 memory_budget=self._memory_budget,
                 **self._clip,
             )
@@ -350,8 +357,8 @@ class Trainer:
     def _loader(
         self, train: Any, batch_size: int, shuffle: bool, drop_last: bool, seed: int | None
     ) -> Batches:
-        """Batches from where a checkpoint stopped, or else from the present epoch on."""
-        saved, self._resumed = self._resumed, None
+        """Batches from where a checkpoint stopped, or else from the start of the present epoch."""
+        saved = self._resumed
         if seed is None:
             seed = saved["seed"] if saved else int(generator().integers(2**63))
         options = {"shuffle": shuffle, "drop_last": drop_last, "seed": seed}
@@ -364,7 +371,8 @@ class Trainer:
                 raise CheckpointError(message) from None
         else:
             batches.load_state_dict({**batches.state_dict(), "epoch": self.epoch})
-        self._batches = batches
+            self._sums, self._samples = {}, 0
+        self._batches, self._resumed = batches, None
         return batches
 
     # Checkpoints.
@@ -404,16 +412,13 @@ class Trainer:
 
         Raises
         ------
-        FileNotFoundError
-            There is no such file.
         CheckpointError
-            It is truncated, no checkpoint, or of another model, optimiser or schedule; nothing was
-            changed.
+            There is none, it is damaged, no checkpoint, or of another model, optimiser or schedule;
+            nothing was changed.
         """
         arrays, notes = checkpoint.read(path)
         weights = _under("model.", arrays)
-        expected = {name: array.shape for name, array in self.model.state_dict().items()}
-        came = {name: array.shape for name, array in weights.items()}
+        expected, came = _kinds(self.model.state_dict()), _kinds(weights)
         ours, theirs = type(self.model).__name__, notes["model"]
         if expected != came:
             differing = sorted(expected.items() ^ came.items())[:3]
@@ -425,17 +430,27 @@ class Trainer:
         for name, array in _under("optimizer.", arrays).items():
             number, _, slot = name.partition(".")
             slots.setdefault(int(number), {})[slot] = array
-        state = {"state": slots, "param_groups": notes["optimizer"]["groups"]}
-        self.optimizer.load_state_dict(state)
+        self._load_states(os.fspath(path), slots, notes)
         self.model.load_state_dict(weights)
-        if self.scheduler:
-            self.scheduler.load_state_dict(notes["scheduler"]["state"])
         random_state.data = arrays["random"]
         self.epoch, self.step = notes["epoch"], notes["step"]
         self._sums, self._samples = dict(notes["sums"]), notes["samples"]
         self._best = _Best(*notes["best"], _under("best.", arrays))
         self.history = History(list(notes["history"]), notes["best"][1])
         self._resumed, self._batches = notes["batches"], None
+
+    def _load_states(self, path: str, slots: dict[int, dict[str, Array]], notes: Any) -> None:
+        """Those of optimiser and schedule: both or none."""
+        state = {"state": slots, "param_groups": notes["optimizer"]["groups"]}
+        before = self._schedule_state()
+        try:
+            if self.scheduler:
+                self.scheduler.load_state_dict(notes["scheduler"]["state"])
+            self.optimizer.load_state_dict(state)
+        except WeightsError as error:
+            if before:
+                self.scheduler.load_state_dict(before["state"])
+            raise CheckpointError(f"{path!r} is a checkpoint of another run: {error}") from None
 
     def _schedule_state(self) -> dict[str, Any] | None:
         if self.scheduler is None:
@@ -470,6 +485,15 @@ class _Keeper:
     def epoch(self) -> None:
         if self._path is not None:
             self._trainer.save(self._path)
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, np.ndarray)
+
+
+def _kinds(arrays: Mapping[str, Array]) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Element type and shape of each array."""
+    return {name: (array.dtype.name, array.shape) for name, array in arrays.items()}
 
 
 def _under(prefix: str, arrays: Mapping[str, Array]) -> dict[str, Array]:

@@ -122,7 +122,7 @@ def _model(plan: Plan, isa: Isa, data: Data, sizes: int) -> Row:
 def _expects(site: Site) -> str:
     """What an op that reads indices expects of them."""
     where = f" ({site.module})" if site.module else ""
-    return f"{site.op}{where} expects indices from 0 to {as_size(site.extent) - 1}"
+    return f"{site.op}{where} expects {site.what} from 0 to {as_size(site.extent) - 1}"
 
 
 def _steps(steps: Sequence[Step]) -> Row:

@@ -236,8 +236,11 @@ def _site(node: Node) -> Site:
     """What to say when an op finds an error in data."""
     x, which = node.inputs[0], node.inputs[min(1, len(node.inputs) - 1)]
     extent = x.shape[node.attrs["axis"]] if "axis" in node.attrs else 0
-    modules = sorted(origin.module for origin in node.origins if origin.module)
-    return Site(node.op.name, ", ".join(modules[:2]), which.shape, extent)
+    modules = ", ".join(sorted(origin.module for origin in node.origins if origin.module)[:2])
+    if node.attrs.get("what") == "labels":  # one for each sample, in a column of its own
+        shape = tuple(n for axis, n in enumerate(which.shape) if axis != node.attrs["axis"])
+        return Site("a loss", modules, shape, extent, "labels")
+    return Site(node.op.name, modules, which.shape, extent)
 
 
 def _digest(*parts: object) -> str:

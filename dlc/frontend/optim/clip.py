@@ -23,6 +23,7 @@ def clip_grad_norm(
     ----------
     gradients : mapping of Parameter to Tensor
     max_norm : float or scalar Tensor
+        At least 0.
     norm_type : float
         The p of the p-norm, above 0; ``inf`` for the greatest absolute value.
 
@@ -33,6 +34,8 @@ def clip_grad_norm(
         The norm before; a norm that is no finite number makes all gradients NaN or zero, as in
         PyTorch.
     """
+    if isinstance(max_norm, (int, float)) and not max_norm >= 0:
+        raise ArgumentError(explain("clip_grad_norm", "a norm of at least 0", str(max_norm)))
     total = _norm(list(gradients.values()), float(norm_type))
     scale = (max_norm / (total + 1e-6)).clamp(max=1.0)
     return {p: g * scale.to(g.dtype) for p, g in gradients.items()}, total

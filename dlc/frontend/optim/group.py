@@ -6,13 +6,13 @@ Only what decides which arithmetic there is (a flag, whether a number is zero) i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from dlc.errors import ArgumentError, explain
-from dlc.frontend.parameter import Buffer, Parameter
+from dlc.frontend.parameter import Buffer, Parameter, touch
 from dlc.frontend.scope import Scope
 from dlc.ir.node import Node
 
@@ -39,7 +39,8 @@ class Group(Mapping[str, Any]):
 
     def __init__(self, owner: str, params: list[Parameter], options: Mapping[str, Any]):
         self.params = params
-        self.steps = Buffer(np.array(0, np.int64))
+        self._steps: dict[Parameter, Buffer] = {}
+        self._unstepped = _count(0)
         self._owner = owner
         self._flags = {
             name: self._flag(name, value) for name, value in options.items() if name in FLAGS
@@ -115,10 +116,64 @@ class Group(Mapping[str, Any]):
 
     def introduce(self, scope: Scope, prefix: str) -> None:
         """Name the numbers in a trace."""
-        scope.name(self.steps, f"{prefix}.step")
+        for number, steps in enumerate(self._cohorts()):
+            scope.name(steps, f"{prefix}.step" + (f".{number}" if number else ""))
         for name, buffers in self._numbers.items():
             for i, buffer in enumerate(buffers):
                 scope.name(buffer, f"{prefix}.{name}" + (f".{i}" if len(buffers) > 1 else ""))
+
+    # How many steps each parameter has taken: one number for all that took the same ones, so that
+    # what a step computes from it is computed once.
+
+    def steps_of(self, parameter: Parameter) -> int:
+        """The number of steps that a parameter has taken."""
+        return int(self._counter(parameter).item())
+
+    def set_steps(self, numbers: Mapping[Parameter, int]) -> None:
+        """Say how many steps each parameter has taken. Counters stay where they can, because
+        compiled steps write to them.
+        """
+        for steps, members in self._cohorts().items():
+            counters = {numbers[members[0]]: steps}
+            for parameter in members:
+                number = numbers[parameter]
+                if number not in counters:
+                    counters[number] = _count(number)
+                    touch(steps)
+                self._steps[parameter] = counters[number]
+            steps.data = np.array(numbers[members[0]], np.int64)
+
+    def cohorts(self, trained: Collection[Parameter]) -> list[tuple[Buffer, list[Parameter]]]:
+        """What a step trains, by counter. The rest of a cohort gets one of its own, as it is now:
+        as in PyTorch, a parameter without a gradient takes no step. What was compiled for the whole
+        cohort is compiled anew.
+        """
+        found = []
+        for steps, members in self._cohorts().items():
+            ours = [parameter for parameter in members if parameter in trained]
+            if ours:
+                found.append((steps, ours))
+            if 0 < len(ours) < len(members):
+                rest = [parameter for parameter in members if parameter not in trained]
+                self._steps.update(dict.fromkeys(rest, _count(steps._array)))
+                touch(steps)
+        return found
+
+    def _cohorts(self) -> dict[Buffer, list[Parameter]]:
+        """The parameters of each counter."""
+        self._steps = {parameter: self._counter(parameter) for parameter in self.params}
+        found: dict[Buffer, list[Parameter]] = {}
+        for parameter, steps in self._steps.items():
+            found.setdefault(steps, []).append(parameter)
+        return found
+
+    def _counter(self, parameter: Parameter) -> Buffer:
+        """The counter of a parameter; all new ones share one that says 0."""
+        if parameter in self._steps:
+            return self._steps[parameter]
+        if self._unstepped._array != 0:
+            self._unstepped = _count(0)
+        return self._steps.setdefault(parameter, self._unstepped)
 
     # Checks.
 
@@ -148,3 +203,8 @@ class Group(Mapping[str, Any]):
         if not isinstance(value, bool):
             raise ArgumentError(explain(f"{name} of {self._owner}", "True or False", repr(value)))
         return value
+
+
+def _count(number: Any) -> Buffer:
+    """A counter of steps."""
+    return Buffer(np.array(number, np.int64))

@@ -117,9 +117,10 @@ class Optimizer(ABC):
             advice = "Make an optimiser for each model."
             raise ArgumentError(explain(type(self).__name__, expected, got, advice=advice))
         for group in self.param_groups:
-            for parameter in group.params:
-                if parameter.requires_grad:
-                    self._slots_of(group, parameter)
+            trained = dict.fromkeys(p for p in group.params if p.requires_grad)
+            group.cohorts(trained)
+            for parameter in trained:
+                self._slots_of(group, parameter)
 
     def _follow(self, parameters: list[Parameter]) -> None:
         """Train these in the first group, but for those that have a group of their own."""
@@ -165,15 +166,16 @@ class Optimizer(ABC):
             raise TraceError(f"a step of {type(self).__name__} is part of a trace. {advice}")
         self._check(scope, gradients)
         for number, group in enumerate(self.param_groups):
-            trained = [p for p in group.params if p in gradients]
+            trained = {p for p in group.params if p in gradients}
             if not trained:
                 continue
             group.introduce(scope, f"optimizer.{number}")
-            step = group.steps + 1
-            scope.assign(group.steps, step)
-            scalars = self.scalars(group, step)
-            for parameter in trained:
-                self._step(scope, group, parameter, scope.node(gradients[parameter]), scalars)
+            for steps, parameters in group.cohorts(trained):
+                step = steps + 1
+                scope.assign(steps, step)
+                scalars = self.scalars(group, step)
+                for parameter in parameters:
+                    self._step(scope, group, parameter, scope.node(gradients[parameter]), scalars)
 
     def _step(
         self, scope: Scope, group: Group, parameter: Parameter, g: Node, scalars: dict[str, Node]
@@ -237,8 +239,8 @@ class Optimizer(ABC):
         slots = self._slots_of(group, parameter).items()
         arrays = {name: slot.numpy().copy() for name, slot in slots}
         if self.counts:
-            return {"step": np.array(group.steps.item(), np.float32), **arrays}
-        return arrays if group.steps.item() else {}
+            return {"step": np.array(group.steps_of(parameter), np.float32), **arrays}
+        return arrays if group.steps_of(parameter) else {}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take over a state, of dlc or of PyTorch (arrays or torch tensors).
@@ -263,7 +265,7 @@ class Optimizer(ABC):
         for group, own, (steps, arrays) in zip(self.param_groups, options, loaded, strict=True):
             for name, value in own.items():
                 group[name] = value
-            group.steps.data = np.array(steps, np.int64)
+            group.set_steps(dict(zip(group.params, steps, strict=True)))
             for parameter, slots in zip(group.params, arrays, strict=True):
                 self._fill(group, parameter, slots)
 
@@ -296,23 +298,19 @@ class Optimizer(ABC):
 
     def _loaded_slots(
         self, group: Group, states: list[Mapping[str, Any]]
-    ) -> tuple[int, list[dict[str, np.ndarray[Any, Any]]]]:
-        """The number of steps of a saved group, and the slots of each parameter."""
-        steps, arrays = set(), []
+    ) -> tuple[list[int], list[dict[str, np.ndarray[Any, Any]]]]:
+        """The number of steps of each parameter of a saved group, and its slots."""
+        steps, arrays = [], []
         for parameter, state in zip(group.params, states, strict=True):
             found = {name: as_array(v) for name, v in state.items() if v is not None}
             step = found.pop("step", None)
-            if found:
-                steps.add(1 if step is None else int(step))
+            steps.append(int(bool(found)) if step is None else int(step))
             for name, array in found.items():
                 if array.shape != parameter.shape:
                     expected = f"{name} of shape {shape_text(parameter.shape)}"
                     raise WeightsError(self._state_error(expected, shape_text(array.shape)))
             arrays.append(found)
-        if len(steps) > 1:
-            got = ", ".join(map(str, sorted(steps)))
-            raise WeightsError(self._state_error("one number of steps for a group", got))
-        return (steps or {0}).pop(), arrays
+        return steps, arrays
 
     def _state_error(self, expected: str, got: str, advice: str = "") -> str:
         return explain(f"{type(self).__name__}.load_state_dict", expected, got, advice=advice)
