@@ -14,7 +14,16 @@ from benchmarks.common import Options, warn_if_busy
 from dlc.cli.doctor import machine, versions
 from dlc.errors import Error
 
-NAMES = ("compile_time", "models", "contractions", "winograd", "gradients", "waiting")
+NAMES = (
+    "compile_time",
+    "models",
+    "steps",
+    "memory",
+    "contractions",
+    "winograd",
+    "gradients",
+    "waiting",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -156,6 +156,19 @@ def measure(name: str, sides: Mapping[str, Side], options: Options) -> dict[str,
         )
 
 
+def measure_all(
+    name: str, sides: Sequence[str], chosen: Sequence[int], options: Options
+) -> dict[str, Times]:
+    """The turns of sides whose processes measure all chosen cases in each of them.
+
+    Such a process is what ``subject(side, chosen, threads)`` of the benchmark of that name makes.
+    """
+    common, variables = {"chosen": chosen, "threads": options.threads}, environment(options.threads)
+    factory = f"benchmarks.{name}:subject"
+    made = {side: Side(factory, {**common, "side": side}, variables) for side in sides}
+    return measure(name, made, options)
+
+
 def summary(times: Times, options: Options) -> tuple[float, float, float]:
     """Median, fastest and slowest turn; of the fastest calls, the fastest of all comes first."""
     fastest, slowest = times.spread("fastest" if options.best else "seconds")

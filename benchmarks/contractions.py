@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.__main__ import main
-from benchmarks.common import Compared, Options, Result, comparison, environment, measure
-from dlc.cli.turns import Side, Subject, Times, timed
+from benchmarks.common import Compared, Options, Result, comparison, measure_all
+from dlc.cli.turns import Subject, Times, timed
 
 SIDES = ("dlc", "torch", "channels_last")
 SHARE = 0.25  # of a turn, for each case
@@ -129,13 +129,7 @@ CASES = (
 def run(options: Options) -> Result:
     """Measure every case, all of them in each turn."""
     chosen = [number for number, case in enumerate(CASES) if options.wants(case.name)]
-    common = {"chosen": chosen, "threads": options.threads}
-    variables = environment(options.threads)
-    sides = {
-        side: Side("benchmarks.contractions:subject", {**common, "side": side}, variables)
-        for side in SIDES
-    }
-    times = measure("contractions", sides, options)
+    times = measure_all("contractions", SIDES, chosen, options)
     peak = times["peak"].median("flops")
     cases = []
     for case in (CASES[number] for number in chosen):
@@ -162,7 +156,7 @@ def subject(side: str, chosen: Sequence[int], threads: int) -> Subject:
         for case in cases
     }
 
-    def measure_all(seconds: float) -> dict[str, float]:
+    def turn(seconds: float) -> dict[str, float]:
         found = {}
         for name, call in calls.items():
             call(WARM)  # what it works on has left the cache since the last turn
@@ -170,7 +164,7 @@ def subject(side: str, chosen: Sequence[int], threads: int) -> Subject:
             found |= {name: taken["seconds"], f"{name}, best": taken["fastest"]}
         return found
 
-    return Subject(measure_all)
+    return Subject(turn)
 
 
 # PyTorch.
@@ -256,19 +250,24 @@ class Machine:
         return self.product(case, rng)
 
     def convolution(self, case: Case, rng: np.random.Generator) -> Callable[[], object]:
-        from dlc.backends.numba_cpu.contract import Contraction, conv2d_sizes, tile_vectors
-
         batch, channels, size, columns, kernel, stride, padding = case.sizes
         pixels, edge = out(size, kernel, stride, padding), size + 2 * padding
         x = rng.standard_normal((batch, edge, edge, channels), dtype=np.float32)
         w = rng.standard_normal((-(-columns // 32), kernel, kernel, channels, 32), np.float32)
         y = np.zeros((batch, pixels, pixels, columns), np.float32)
+        return self.call(self.direct(x, w, y, stride))
+
+    def direct(self, x: Any, w: Any, y: Any, stride: int = 1) -> tuple[Any, dict[str, Any]]:
+        """A convolution of padded images with packed weights, and its arguments."""
+        from dlc.backends.numba_cpu.contract import Contraction, conv2d_sizes, tile_vectors
+
+        columns = y.shape[3]
         sizes = conv2d_sizes(
             bias(),
             shape=y.shape[:3],
             columns=columns,
-            channels=channels,
-            kernel=(kernel, kernel),
+            channels=x.shape[3],
+            kernel=w.shape[1:3],
             x_strides=tuple(step // 4 for step in x.strides),
             y_strides=tuple(step // 4 for step in y.strides[:3]),
             stride=(stride, stride),
@@ -276,7 +275,7 @@ class Machine:
         vectors = tile_vectors(self.isa, "float32", columns)
         contraction = Contraction(self.isa, "float32", bias(), vectors)
         values = {"x": x, "w": w, "y": y, "bias": np.zeros(columns, np.float32)}
-        return self.call((contraction.kernel, values | sizes))
+        return contraction.kernel, values | sizes
 
     def product(self, case: Case, rng: np.random.Generator) -> Callable[[], object]:
         """A product: `matmul` with any right side, `linear` with weights that lie in panels."""

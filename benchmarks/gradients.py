@@ -4,7 +4,7 @@ dlc compiles a step that computes both and updates the weight, so that the weigh
 as in training; counted are the kernels of the gradients, packing and the update included, and not
 the copies of the benchmark's own arrays into the order in which a model's values lie anyway.
 PyTorch computes each gradient alone, contiguous and channels last. Each side runs in a process of
-its own, in turn.
+its own, in turn. FLOPs are those of the direct sum.
 
     python -m benchmarks gradients [--rounds 5] [--threads 2] [--only weight,data]
 """
@@ -19,15 +19,22 @@ from typing import Any
 import numpy as np
 
 from benchmarks.__main__ import main
-from benchmarks.common import Compared, Options, Result, comparison, environment, measure
+from benchmarks.common import Compared, Options, Result, comparison, measure_all
 from benchmarks.contractions import RESNETS, SHARE, WARM, out
-from dlc.cli.turns import Side, Subject, Times, timed
+from dlc.cli.turns import Subject, Times, timed
+from dlc.errors import ExecutionError, explain
 
 SIDES = ("dlc", "torch", "channels_last")
 KINDS = ("data", "weight")
-#: How the names of the kernels of a weight's gradient begin; of the rest, those of data's.
-FOR_WEIGHT = ("conv2d_weight", "sum+")
-FOR_DATA = ("conv2d", "pack")
+#: Whose a kernel is, by how its label begins; the first that fits. Copies are nobody's.
+KERNELS = {
+    "conv2d_weight": "weight",
+    "sum+": "weight",
+    "conv2d": "data",
+    "pack": "data",
+    "relayout": "",
+    "halo": "",
+}
 IMAGES = 8
 TARGET = 0.9
 
@@ -64,13 +71,7 @@ def run(options: Options) -> Result:
     """Measure every case, all of them in each turn."""
     wanted = [any(options.wants(case.name(kind)) for kind in KINDS) for case in CASES]
     chosen = [number for number, want in enumerate(wanted) if want]
-    common = {"chosen": chosen, "threads": options.threads}
-    variables = environment(options.threads)
-    sides = {
-        side: Side("benchmarks.gradients:subject", {**common, "side": side}, variables)
-        for side in SIDES
-    }
-    times = measure("gradients", sides, options)
+    times = measure_all("gradients", SIDES, chosen, options)
     peak = times["peak"].median("flops")
     cases = []
     for case in (CASES[number] for number in chosen):
@@ -91,10 +92,10 @@ def subject(side: str, chosen: Sequence[int], threads: int) -> Subject:
     make = compiled if side == "dlc" else torch_calls
     cases = [make(CASES[number], side, threads) for number in chosen]
 
-    def measure_all(seconds: float) -> dict[str, float]:
+    def turn(seconds: float) -> dict[str, float]:
         return {name: value for case in cases for name, value in case(seconds).items()}
 
-    return Subject(measure_all)
+    return Subject(turn)
 
 
 def torch_calls(case: Case, side: str, threads: int) -> Callable[[float], dict[str, float]]:
@@ -152,13 +153,15 @@ def compiled(case: Case, side: str, threads: int) -> Callable[[float], dict[str,
 
 def times_by_kind(case: Case, profile: Any) -> dict[str, float]:
     """The times of the kernels of each gradient together."""
-    found = dict.fromkeys(map(case.name, KINDS), 0.0)
+    found = dict.fromkeys(KINDS, 0.0)
     for kernel in profile.kernels:
-        kinds = {"weight": FOR_WEIGHT, "data": FOR_DATA}
-        own = next((kind for kind, names in kinds.items() if kernel.label.startswith(names)), "")
-        if own:
-            found[case.name(own)] += kernel.seconds
-    return found
+        kind = next((k for start, k in KERNELS.items() if kernel.label.startswith(start)), None)
+        if kind is None:
+            expected = f"kernels whose labels begin with {', '.join(KERNELS)}"
+            raise ExecutionError(explain("the benchmark of gradients", expected, kernel.label))
+        if kind:
+            found[kind] += kernel.seconds
+    return {case.name(kind): seconds for kind, seconds in found.items()}
 
 
 if __name__ == "__main__":

@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.__main__ import main
-from benchmarks.common import Options, Result, environment, measure
+from benchmarks.common import Options, Result, measure_all
 from benchmarks.contractions import Machine, bias
-from dlc.cli.turns import Side, Subject, Times, timed
+from dlc.cli.turns import Subject, Times, timed
 from dlc.report import duration, quantity
 
 #: Sides, with the tile of results of dlc's; 0 is a direct sum.
@@ -67,15 +67,7 @@ CASES = (
 def run(options: Options) -> Result:
     """Measure every case, all of them in each turn."""
     chosen = [number for number, case in enumerate(CASES) if options.wants(case.name)]
-    sides = {
-        side: Side(
-            "benchmarks.winograd:subject",
-            {"side": side, "chosen": chosen, "threads": options.threads},
-            environment(options.threads),
-        )
-        for side in SIDES
-    }
-    times = measure("winograd", sides, options)
+    times = measure_all("winograd", SIDES, chosen, options)
     values = []
     for case in (CASES[number] for number in chosen):
         seconds = {side: time_of(times[side], case, options) for side in SIDES}
@@ -122,14 +114,14 @@ def subject(side: str, chosen: Sequence[int], threads: int) -> Subject:
         each = cycle(make(case, np.random.default_rng(0)))
         calls[case.name] = timed(lambda each=each: next(each)(), 0.02)
 
-    def measure_all(seconds: float) -> dict[str, float]:
+    def turn(seconds: float) -> dict[str, float]:
         found = {}
         for name, call in calls.items():
             taken = call(SHARE * seconds)
             found |= {f"{name} {field}": value for field, value in taken.items()}
         return found
 
-    return Subject(measure_all)
+    return Subject(turn)
 
 
 def copies(weights: Any, nbytes: int, copy: Callable[[Any], Any]) -> list[Any]:
@@ -167,28 +159,15 @@ class Convolutions(Machine):
         x[:, inner, inner] = rng.standard_normal((case.images, case.size, case.size, case.inputs))
         y = np.zeros((case.images, case.size, case.size, case.outputs), np.float32)
         make = self._winograd if self.m else self._direct
-        kernel, w, values = make(case, x, y)
-        values |= {"x": x, "y": y, "bias": np.zeros(case.outputs, np.float32)}
-        weights = copies(w, w.nbytes, np.copy)
+        kernel, values = make(case, x, y)
+        weights = copies(values["w"], values["w"].nbytes, np.copy)
         return [self.call((kernel, values | {"w": each})) for each in weights]
 
-    def _direct(self, case: Case, x: Any, y: Any) -> tuple[Any, Any, dict[str, Any]]:
-        from dlc.backends.numba_cpu.contract import Contraction, conv2d_sizes, tile_vectors
-
-        sizes = conv2d_sizes(
-            bias(),
-            shape=y.shape[:3],
-            columns=case.outputs,
-            channels=case.inputs,
-            kernel=(3, 3),
-            x_strides=tuple(step // 4 for step in x.strides),
-            y_strides=tuple(step // 4 for step in y.strides[:3]),
-        )
-        vectors = tile_vectors(self.isa, "float32", case.outputs)
+    def _direct(self, case: Case, x: Any, y: Any) -> tuple[Any, dict[str, Any]]:
         w = np.ones((-(-case.outputs // 32), 3, 3, case.inputs, 32), np.float32)
-        return Contraction(self.isa, "float32", bias(), vectors).kernel, w, dict(sizes)
+        return self.direct(x, w, y)
 
-    def _winograd(self, case: Case, x: Any, y: Any) -> tuple[Any, Any, dict[str, Any]]:
+    def _winograd(self, case: Case, x: Any, y: Any) -> tuple[Any, dict[str, Any]]:
         from dlc.backends.numba_cpu.winograd import Winograd, winograd_sizes
 
         winograd = Winograd(self.isa, "float32", self.m, bias())
@@ -202,7 +181,8 @@ class Convolutions(Machine):
         )
         w = np.ones((winograd.points, -(-case.outputs // 32), case.inputs, 32), np.float32)
         scratch = np.zeros(sizes["share"] * self.threads, np.float32)
-        return winograd.kernel, w, {**sizes, "scratch": scratch}
+        values = {"x": x, "w": w, "y": y, "bias": np.zeros(case.outputs, np.float32)}
+        return winograd.kernel, {**values, **sizes, "scratch": scratch}
 
 
 if __name__ == "__main__":

@@ -1,13 +1,27 @@
 """The benchmarks: their harness, with made-up times, and that each of them still runs."""
 
 import json
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
+import dlc
 from benchmarks import __main__ as program
-from benchmarks import compile_time, contractions, gradients, models, waiting, winograd
+from benchmarks import (
+    compile_time,
+    contractions,
+    gradients,
+    memory,
+    models,
+    steps,
+    waiting,
+    winograd,
+)
 from benchmarks.common import Compared, Options, Result, comparison, summary
 from dlc.cli.turns import Subject, Times, timed
+from dlc.errors import ExecutionError
+from dlc.frontend.models import in_torch
 
 
 def case(**times):
@@ -60,7 +74,7 @@ def test_an_unknown_benchmark(capsys):
 
 
 def test_without_cases_there_are_no_rows():
-    for module in (models, compile_time):
+    for module in (models, compile_time, steps, memory):
         result = module.run(Options(rounds=1, only="nothing of this name"))
         assert isinstance(result, Result)
         assert not result.rows
@@ -89,6 +103,56 @@ def test_both_gradients_are_measured(side):
     found = gradients.subject(side, [gradients.CASES.index(case)], 1).measure(0.001)
     assert set(found) == {case.name("data"), case.name("weight")}
     assert all(0 < seconds < 1 for seconds in found.values())
+
+
+def test_a_gradient_counts_every_kernel_as_somebodys():
+    case = gradients.CASES[0]
+    kernels = [SimpleNamespace(label="conv2d_weight_direct+mul+sub", seconds=2.0)]
+    kernels += [
+        SimpleNamespace(label=each, seconds=1.0) for each in ("conv2d", "pack_conv", "halo")
+    ]
+    found = gradients.times_by_kind(case, SimpleNamespace(kernels=kernels))
+    assert found == {case.name("data"): 2.0, case.name("weight"): 2.0}
+    kernels.append(SimpleNamespace(label="mean+variance", seconds=1.0))
+    with pytest.raises(ExecutionError, match=r"labels begin with conv2d_weight.*got mean"):
+        gradients.times_by_kind(case, SimpleNamespace(kernels=kernels))
+
+
+@pytest.mark.parametrize("case", steps.CASES, ids=lambda case: case.model)
+def test_both_sides_of_a_step_train_the_same_network(case):
+    ours = getattr(dlc.models, case.model)(**case.options).state_dict()
+    theirs = getattr(in_torch, case.model)(**case.options).state_dict()
+    assert {n: v.shape for n, v in ours.items()} == {n: tuple(v.shape) for n, v in theirs.items()}
+
+
+def test_both_sides_of_a_step_are_measured():
+    mlp = steps.CASES.index(next(case for case in steps.CASES if case.model == "mlp"))
+    ours = steps.compiled(mlp, 1)
+    assert ours.info["flops"] == pytest.approx(2 * 3 * 128 * 669_696, rel=0.2)
+    for each in (ours, steps.torch(mlp, 1, "PyTorch")):
+        assert 0 < each.measure(0.001)["seconds"] < 10
+
+
+def test_a_table_without_inductor_says_why(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    nothing = Options(only="nothing of this name")
+    assert "without Inductor, which finds no C++ compiler no-such" in steps.run(nothing).title
+
+
+def test_memory_is_what_steps_need_at_most():
+    def make():
+        held = np.ones(10_000_000, np.uint8)
+        return lambda: held.sum() + np.ones(30_000_000, np.uint8)[-1]
+
+    found = memory.grown(make)
+    assert 35e6 < found["bytes"] <= found["first"] < 60e6
+
+
+def test_both_sides_of_the_memory_table_are_measured():
+    mlp = steps.CASES.index(next(case for case in steps.CASES if case.model == "mlp"))
+    for side in ("dlc", "PyTorch"):
+        found = memory.subject(side, mlp, 1).measure(0.0)
+        assert 3 * 4 * 669_706 < found["bytes"] < 60e6  # parameters and two moments at least
 
 
 def test_a_row_of_the_waiting_table(tmp_path):

@@ -1,5 +1,6 @@
 """Which nodes one kernel computes: counts for typical graphs, and what holds of every graph."""
 
+import numpy as np
 import pytest
 from helpers.random_networks import networks
 from helpers.schedules import check_convex, check_once, check_order, labels, main, scheduled
@@ -8,9 +9,11 @@ from hypothesis import given, settings
 import dlc
 from dlc import functional as F
 from dlc import nn
+from dlc.backends import reference
 from dlc.driver import optimise
 from dlc.frontend import models
 from dlc.ir.pattern import op
+from dlc.ir.text import arrays
 from dlc.passes.schedule import schedule
 
 ROWS = dlc.TensorSpec((4, 10))
@@ -251,3 +254,20 @@ def test_groups_are_convex_and_complete(graph):
         check_order(made)
         check_convex(made)
         check_once(made)
+
+
+def test_the_pass_tells_which_kernel_computes_a_node():
+    model = nn.Sequential(nn.Conv2d(3, 40, 3), nn.BatchNorm2d(40), nn.ReLU()).eval()
+    graph = dlc.trace(model, dlc.TensorSpec((1, 3, 8, 8)))
+    fused = dlc.passes.run(graph, "fold-bn,fuse")
+    relu = next(node for node in fused.nodes if node.op.name == "relu")
+    assert fused.kernels[relu].endswith("conv2d_direct+add+relu")
+    assert f"# [{fused.kernels[relu]}] 2, " in str(fused)
+    again = dlc.parse(str(fused), arrays(fused))
+    assert {str(o) for node in again.nodes for o in node.origins} == {
+        str(o) for node in fused.nodes for o in node.origins
+    }
+    x = np.random.default_rng(0).standard_normal((1, 3, 8, 8))
+    values = {str(graph.inputs[0].name): x.astype("float32"), **model.state_dict()}
+    before, after = (reference.run(each, values)[0] for each in (graph, fused))
+    np.testing.assert_allclose(after, before, 1e-5, 1e-5)

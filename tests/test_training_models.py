@@ -1,6 +1,8 @@
 """Training against PyTorch: gradients, single steps from its state, runs on their own."""
 
 import copy
+import functools
+import weakref
 
 import numpy as np
 import pytest
@@ -39,6 +41,14 @@ OPTIMISERS = {
 }
 
 
+def smaller(name):
+    """A case for many steps: of a residual net's images, a quarter of the pixels."""
+    make, inputs, target = CASES[name]
+    if "resnet18" in name:
+        inputs = (np.ascontiguousarray(inputs[0][:, :, ::2, ::2]),)
+    return make, inputs, target
+
+
 def tensors(arrays):
     return [torch.from_numpy(np.asarray(array)) for array in arrays]
 
@@ -73,54 +83,68 @@ def test_gradients(name):
     torch.testing.assert_close(torch.tensor(loss), expected.detach())
     rows = zip(theirs.named_parameters(), wide.parameters(), found, strict=True)
     for (path, parameter), precise, got in rows:
-        got, jump = torch.from_numpy(got), JUMPS.get(name, 0.0) * precise.grad.norm()
-        if (got.double() - precise.grad).norm() > jump:
-            check_close(path, got, parameter.grad, precise.grad)
+        jump = JUMPS.get(name, 0.0) * precise.grad.norm()
+        check_close(path, torch.from_numpy(got), parameter.grad, lambda p=precise: p.grad, jump)
+
+
+#: Adam divides each element by its own size, so that those near zero, which a jump turns round,
+#: weigh as much as all others: such steps of ResNet-18 part by 3e-2 of their norm. Without jumps,
+#: in the smooth twin, rounding alone turns one or two of eleven million elements in ten steps; one
+#: in a tensor of 147,456 is 5e-3 of the norm of its step.
+JUMPS_OF_ADAM = {"resnet18": 1e-1, "vgg11_bn": 1e-1, "smooth_resnet18": 2e-2}
 
 
 @pytest.mark.parametrize("optimiser", OPTIMISERS)
-@pytest.mark.parametrize("name", ["lenet", "mlp", "masked"])
+@pytest.mark.parametrize("name", CASES)
 def test_steps_restarted_from_pytorchs_state(name, optimiser):
-    make, inputs, target = CASES[name]
+    make, inputs, target = smaller(name)
     ours, theirs = twins(make)
     kind, options = OPTIMISERS[optimiser]
     optimizer = getattr(optim, kind)(**options)
     step = dlc.train_step(ours, nn.CrossEntropyLoss(), optimizer)
     descent = getattr(torch.optim, kind)(theirs.parameters(), **options)
+    share = (JUMPS if kind == "SGD" else JUMPS_OF_ADAM).get(name, 0.0)
     for _ in range(10):
         copy_weights(theirs, ours)
         if descent.state:
             optimizer.load_state_dict(descent.state_dict())
-        exact = stepped_in_float64(theirs, descent, options, inputs, target)
-        loss = loss_of(theirs, inputs, target)
-        descent.zero_grad()
-        loss.backward()
-        descent.step()
-        torch.testing.assert_close(torch.tensor(step(*inputs, target)), loss.detach())
-        rows = zip(ours.named_parameters(), theirs.parameters(), exact.parameters(), strict=True)
-        for (path, parameter), want, precise in rows:
-            check_close(path, torch.tensor(parameter.numpy()), want.detach(), precise.detach())
+        start = copy.deepcopy((theirs, descent))
+        before = {path: array.clone() for path, array in theirs.state_dict().items()}
+        loss = torch_step(theirs, descent, inputs, target)
+        torch.testing.assert_close(torch.tensor(step(*inputs, target)), loss)
+        exact = functools.cache(functools.partial(stepped_in_float64, *start, inputs, target))
+        found = ours.state_dict()
+        for path, want in theirs.state_dict().items():
+            got = torch.from_numpy(np.array(found[path]))
+            jump = share * (want - before[path]).double().norm()
+            check_close(path, got, want, lambda path=path, exact=exact: exact()[path], jump)
 
 
-def stepped_in_float64(theirs, descent, options, inputs, target):
+def torch_step(theirs, descent, inputs, target):
+    """A step of PyTorch, and the loss before it."""
+    loss = loss_of(theirs, inputs, target)
+    descent.zero_grad()
+    loss.backward()
+    descent.step()
+    return loss.detach()
+
+
+def stepped_in_float64(theirs, descent, inputs, target):
     """What a step makes of the same state in float64."""
-    wide = copy.deepcopy(theirs).double()
-    twin = type(descent)(wide.parameters(), **options)
-    if descent.state:
-        twin.load_state_dict(copy.deepcopy(descent.state_dict()))
-    loss_of(wide, [np.asarray(a, np.float64) for a in inputs], target).backward()
-    twin.step()
-    return wide
+    theirs.double()
+    descent.load_state_dict(descent.state_dict())  # which converts the moments
+    torch_step(theirs, descent, [np.asarray(array, np.float64) for array in inputs], target)
+    return theirs.state_dict()
 
 
-def check_close(path, got, want, precise):
+def check_close(path, got, want, precise, jump=0.0):
     """Within PyTorch's tolerances; or no further from float64 than twice what PyTorch is, where
-    rounding alone parts PyTorch from float64 by more. (Adam divides a gradient that is nothing but
-    rounding by its own size.)
+    rounding alone parts PyTorch from float64 by more, or than a jump. (Adam divides a gradient that
+    is nothing but rounding by its own size.) `precise` gives the float64 value.
     """
-    if not torch.allclose(got, want, rtol=1.3e-6, atol=1e-5):
-        error, usual = ((each.double() - precise).norm() for each in (got, want))
-        assert error <= 2 * usual, f"{path}: {error} from float64, PyTorch {usual}"
+    if not torch.allclose(got, want, rtol=1.3e-6, atol=1e-5) and (got - want).norm() > jump:
+        error, usual = ((each.double() - precise()).norm() for each in (got, want))
+        assert error <= max(2 * usual, jump), f"{path}: {error} from float64, PyTorch {usual}"
 
 
 @pytest.mark.parametrize("name", ["lenet", "resnet18"])
@@ -137,42 +161,79 @@ def test_the_same_bits_with_one_thread_and_with_two(name):
         np.testing.assert_array_equal(array, results[1][1][path], err_msg=path)
 
 
-@pytest.mark.parametrize("name", ["lenet", "mlp"])
+#: Winograd's algorithm rounds more than a direct sum: of this net, 2.1 to 2.4 times as much as
+#: PyTorch in each of five runs, and 1.2 times with direct sums alone.
+FACTORS = {"smooth_resnet18": 3}
+
+
+@pytest.mark.parametrize("name", ["lenet", "mlp", "unet", "masked", "smooth_resnet18"])
 def test_free_running_training_is_no_further_from_float64_than_pytorchs(name):
-    make, inputs, target = CASES[name]
+    make, inputs, target = smaller(name)
     ours, theirs = twins(make)
     wide = copy.deepcopy(theirs).double()
-    step = dlc.train_step(ours, nn.CrossEntropyLoss(), optim.SGD(lr=0.05, momentum=0.9))
+    _, options = OPTIMISERS["sgd"]
+    step = dlc.train_step(ours, nn.CrossEntropyLoss(), optim.SGD(**options))
     for _ in range(10):
         step(*inputs, target)
     for each, given in ((theirs, inputs), (wide, [a.astype(np.float64) for a in inputs])):
-        descent = torch.optim.SGD(each.parameters(), lr=0.05, momentum=0.9)
+        descent = torch.optim.SGD(each.parameters(), **options)
         for _ in range(10):
-            descent.zero_grad()
-            loss_of(each, given, target).backward()
-            descent.step()
+            torch_step(each, descent, given, target)
     exact = [p.detach().numpy() for p in wide.parameters()]
 
     def distance(parameters):
         return np.sqrt(sum(((p - e) ** 2).sum() for p, e in zip(parameters, exact, strict=True)))
 
     own = distance([p.numpy() for p in ours.parameters()])
-    assert own <= 2 * distance([p.detach().numpy() for p in theirs.parameters()])
+    usual = distance([p.detach().numpy() for p in theirs.parameters()])
+    assert own <= FACTORS.get(name, 2) * usual
 
 
-def test_free_running_in_float64():
-    ours, theirs = twins(lenet)
+def residual(lib):
+    """A small net of everything that a residual net has: batch norm, strides, shortcuts."""
+    n = lib.nn
+
+    class Block(n.Module):
+        def __init__(self, channels, filters):
+            super().__init__()
+            self.conv1 = n.Conv2d(channels, filters, 3, 2, 1, bias=False)
+            self.bn1, self.bn2 = n.BatchNorm2d(filters), n.BatchNorm2d(filters)
+            self.conv2 = n.Conv2d(filters, filters, 3, 1, 1, bias=False)
+            self.shortcut = n.Conv2d(channels, filters, 1, 2, bias=False)
+
+        def forward(self, x):
+            y = self.bn2(self.conv2(lib.F.relu(self.bn1(self.conv1(x)))))
+            return lib.F.relu(y + self.shortcut(x))
+
+    head = (n.AdaptiveAvgPool2d(1), n.Flatten(), n.Linear(16, 10))
+    return n.Sequential(n.Conv2d(3, 8, 3, padding=1), Block(8, 8), Block(8, 16), *head)
+
+
+@pytest.mark.parametrize(
+    ("make", "x", "target"),
+    [(lenet, images(16, 1, 28, 28), labels(16)), (residual, images(8, 3, 16, 16), labels(8))],
+)
+def test_free_running_in_float64(make, x, target):
+    ours, theirs = twins(make)
     ours.double()
     theirs.double()
     copy_weights(theirs, ours)
-    x, target = CASES["lenet"][1][0].astype(np.float64), CASES["lenet"][2]
+    x = x.astype(np.float64)
     step = dlc.train_step(ours, nn.CrossEntropyLoss(), optim.Adam(lr=1e-3))
     descent = torch.optim.Adam(theirs.parameters(), lr=1e-3)
     for _ in range(10):
         step(x, target)
-        descent.zero_grad()
-        loss_of(theirs, [x], target).backward()
-        descent.step()
-    for path, want in theirs.named_parameters():
-        got, want = ours.state_dict()[path], want.detach().numpy()
+        torch_step(theirs, descent, [x], target)
+    found = ours.state_dict()
+    for path, want in theirs.state_dict().items():
+        got, want = found[path], want.numpy()
         assert np.linalg.norm(got - want) <= 1e-10 * np.linalg.norm(want), path
+
+
+def test_a_steps_parameters_are_in_memory_once():
+    ours, _ = twins(mlp)
+    step = dlc.train_step(ours, nn.CrossEntropyLoss(), optim.Adam(lr=1e-3))
+    held = [weakref.ref(parameter.numpy().base) for parameter in ours.parameters()]
+    assert all(array() is not None for array in held)
+    step(*CASES["mlp"][1], CASES["mlp"][2])
+    assert all(array() is None for array in held)

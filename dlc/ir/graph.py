@@ -30,6 +30,8 @@ class Graph:
     aliases : mapping of int to str
         Output number to the name of the input or parameter whose new value it is.
     name : str
+    kernels : mapping of Node to str
+        Which kernel computes each node, where the pass `fuse` was the last; the text form tells it.
     """
 
     outputs: tuple[Node, ...]
@@ -37,6 +39,7 @@ class Graph:
     output_names: tuple[str, ...] = ()
     aliases: Mapping[int, str] = field(default_factory=dict)
     name: str = "graph"
+    kernels: Mapping[Node, str] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not self.output_names:

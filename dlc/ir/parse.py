@@ -421,7 +421,8 @@ def _special(text: str, dtype: str) -> Any:
 
 
 def _origins(comment: str) -> frozenset[Origin]:
-    return frozenset(_origin(piece.strip()) for piece in comment.split(";") if piece.strip())
+    places = re.sub(r"^\s*\[[^]]*\]", "", comment)  # which kernel computes it follows from the rest
+    return frozenset(_origin(piece.strip()) for piece in places.split(";") if piece.strip())
 
 
 def _origin(text: str) -> Origin:

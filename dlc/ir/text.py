@@ -11,7 +11,8 @@
 It shows what a pass did, cuts a failing case out of a model, and feeds `dlc opt`; so every number
 comes back to the bit, and a slip in an edited text is an error with its line and column. Types may
 be left out except for inputs and parameters; where they stand they are checked against the rules of
-the ops. What follows ``#`` is where the node comes from.
+the ops. What follows ``#`` is which kernel computes the node, where that is known, and where the
+node comes from.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def print_graph(graph: Graph) -> str:
     lines += [f"dim {dim.name}: {dim.min}..{dim.max}" for dim in _all_dims(nodes)]
     for node in nodes:
         names[node] = f"%{next(numbers) if node.name is None else _name(node.name)}"
-        lines.append(_line(node, names))
+        lines.append(_line(node, names, graph.kernels.get(node)))
     for number, (name, node) in enumerate(zip(graph.output_names, graph.outputs, strict=True)):
         alias = graph.aliases.get(number)
         updates = "" if alias is None else f" updates %{_name(alias)}"
@@ -66,7 +67,7 @@ def arrays(graph: Graph) -> dict[str, Array]:
     return {_digest(value): value for value in values if value.size > INLINE}
 
 
-def _line(node: Node, names: Mapping[Node, str]) -> str:
+def _line(node: Node, names: Mapping[Node, str], kernel: str | None) -> str:
     inputs = ", ".join(names[source] for source in node.inputs)
     words = [f"{names[node]} = {node.op.name}" + (f"({inputs})" if inputs else "")]
     if node.op.name == "constant":
@@ -74,8 +75,9 @@ def _line(node: Node, names: Mapping[Node, str]) -> str:
     else:
         words += [f"{k}={_value(v, node)}" for k, v in node.attrs.items() if not _is_said(k, node)]
     text = f"{' '.join(words)} : {node.type}"
-    places = sorted(str(origin) for origin in node.origins if str(origin))
-    return text + (f"  # {'; '.join(places)}".replace("\n", " ") if places else "")
+    places = "; ".join(sorted(str(origin) for origin in node.origins if str(origin)))
+    notes = " ".join(filter(None, (f"[{kernel}]" if kernel else "", places)))
+    return text + (f"  # {notes}".replace("\n", " ") if notes else "")
 
 
 def _is_said(attr: str, node: Node) -> bool:

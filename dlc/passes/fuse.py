@@ -9,18 +9,24 @@ comes back.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from graphlib import TopologicalSorter
 from typing import Any
 
 from dlc.ir.graph import Graph
+from dlc.ir.manager import Pass
 from dlc.ir.node import Node
 from dlc.ir.op import Kind
 from dlc.ir.plan import Layout
+from dlc.ir.rewrite import Journal
 from dlc.ir.schedule import Group
 from dlc.ir.sizes import Size, bounds
 from dlc.ops.across import SCALARS_AT_STORE
+from dlc.passes.decompose import Decompose
+from dlc.passes.layout import AssignLayouts, layouts
+from dlc.passes.select import SelectAlgorithms
 from dlc.passes.siblings import merge_siblings
+from dlc.passes.sink_reshapes import SinkReshapes
 from dlc.passes.updates import join_updates
 
 #: The contraction whose store can take the maximum of each 2x2, but reads no operand as large as
@@ -46,6 +52,25 @@ MOST_BESIDE = 8
 #: Leaves that are computed where they are read.
 COMPUTED = ("iota", "size")
 _READS_MEMORY = (Kind.CONTRACT, Kind.WINDOW, Kind.OPAQUE, Kind.SCAN)
+
+
+@dataclass(frozen=True)
+class Fuse(Pass):
+    """Choose algorithms and layouts, and say which kernel computes each node (`Graph.kernels`)."""
+
+    name = "fuse"
+
+    def run(self, graph: Graph, journal: Journal) -> Graph:
+        """The graph in the ops that kernels compute, as its text form tells."""
+        steps = (Decompose(), SelectAlgorithms(), SinkReshapes(), AssignLayouts())
+        for step in steps:
+            graph = step.run(graph, journal)
+        told: dict[Node, list[str]] = {}
+        groups = (each for each in fuse(graph, layouts(graph)) if not each.view)
+        for number, group in enumerate(groups, start=1):
+            for node in group.inside:
+                told.setdefault(node, []).append(f"kernel {number}, {group.label}")
+        return replace(graph, kernels={node: "; ".join(names) for node, names in told.items()})
 
 
 def reads_memory(node: Node) -> bool:
