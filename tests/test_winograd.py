@@ -313,6 +313,17 @@ def test_the_transform_of_weights_that_are_given_in_a_call_counts(size, m):
     assert chosen((1, 64, size, size), 64)[1] > 0
 
 
+def test_tiles_are_small_where_gradients_are_taken():
+    types = (tensor("float32", (1, 64, 56, 56)), tensor("float32", (64, 64, 3, 3)))
+
+    def both(x, w):
+        y = op.conv2d(x, w, **PLAIN)
+        return y, op.conv2d_input_grad(y, w, input_shape=(56, 56), **PLAIN)
+
+    forward, backward = SelectAlgorithms()(graph_of(types, both)).outputs
+    assert forward.attrs["m"] == backward.attrs["m"] == 2
+
+
 def test_the_rewrite_keeps_values():
     def function(x):
         return op.conv2d(x, param("w", 40, 32, 3, 3), **{**PLAIN, "padding": ((0, 2), (1, 0))})

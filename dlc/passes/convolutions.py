@@ -7,11 +7,11 @@ goes by phases.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dlc.ir.graph import is_parametric, topological
+from dlc.ir.graph import Graph, is_parametric, topological
 from dlc.ir.node import Node, apply
 from dlc.ir.op import Kind
 from dlc.ir.sizes import Size, bounds
@@ -33,6 +33,13 @@ TRANSFORM, READ = 5, 8
 #: The same for a weight that changes from call to call, and so is written first: packed as it is,
 #: or transformed.
 PACK, WRITE = 12, 20
+
+#: The tiles where gradients are taken. Rounding adds up from step to step: a ResNet-18 with smooth
+#: activations goes 1.2 times as far from float64 in ten steps as PyTorch's with m = 2, and with
+#: m = 4 2.4 times as far.
+GENTLE = (2,)
+#: What tells that they are.
+GRADIENTS = frozenset(("conv2d_input_grad", "conv2d_weight_grad"))
 
 #: Elements up to which the gradient of a weight has too few tiles to share; it is the sum of those
 #: of several parts of the images, at most so many.
@@ -100,10 +107,17 @@ class Weights:
 @dataclass(frozen=True)
 class Convolutions:
     """Chooses forms for a graph in which the parameters named ``changing`` have new values in every
-    call, so that their packed form is made anew.
+    call, so that their packed form is made anew, and with these ``tiles`` of Winograd's algorithm.
     """
 
     changing: frozenset[str] = frozenset()
+    tiles: tuple[int, ...] = tuple(POINTS)
+
+    @classmethod
+    def of(cls, graph: Graph) -> Convolutions:
+        """For a graph: of new values, and perhaps with gradients."""
+        trains = any(node.op.name in GRADIENTS for node in graph.nodes)
+        return cls(frozenset(graph.aliases.values()), GENTLE if trains else tuple(POINTS))
 
     def conv2d(self, node: Node, x: Node, w: Node) -> Node:
         """A convolution in the form of a kernel."""
@@ -159,7 +173,7 @@ class Convolutions:
         prepared = self.is_prepared(weights.node)
         images, _, height, width = map(self._typical, shape)
         channels = (bounds(weights.inputs)[0], bounds(weights.outputs)[0])
-        return winograd_tile((images, height, width), *channels, prepared)
+        return winograd_tile((images, height, width), *channels, prepared, self.tiles)
 
     def _typical(self, size: Size) -> int:
         """The size that a choice is made for: batches of a training step are full but the last."""
@@ -177,7 +191,11 @@ class Convolutions:
 
 
 def winograd_tile(
-    shape: tuple[int, int, int], inputs: int, outputs: int, prepared: bool = True
+    shape: tuple[int, int, int],
+    inputs: int,
+    outputs: int,
+    prepared: bool = True,
+    tiles: Iterable[int] = POINTS,
 ) -> int:
     """The tile with which Winograd's algorithm is estimated to be fastest, or 0 for a direct sum.
 
@@ -189,12 +207,14 @@ def winograd_tile(
         Channels.
     prepared : bool
         Whether the weights are packed before the call, or in it.
+    tiles : iterable of int
+        The choices.
     """
     images, height, width = shape
     weights = outputs * inputs
     packed, transformed = (READ, READ) if prepared else (READ + PACK, READ + WRITE)
     costs = {0: TAPS * TAPS * (images * height * width + packed) * weights}
-    for m in POINTS:
+    for m in tiles:
         tiles = images * tiles_along(height, m) * tiles_along(width, m)
         products = tiles * (weights + TRANSFORM * (outputs + inputs))
         costs[m] = (m + 2) ** 2 * (products + transformed * weights)

@@ -36,7 +36,7 @@ class SelectAlgorithms(Pass):
 
     def run(self, graph: Graph, journal: Journal) -> Graph:
         """The graph with every contraction in the form of a kernel."""
-        forms = Convolutions(frozenset(graph.aliases.values()))
+        forms = Convolutions.of(graph)
         choices = {
             "conv2d": forms.conv2d,
             "conv2d_input_grad": forms.input_grad,
