@@ -256,11 +256,27 @@ def test_a_run_is_resumed_as_it_was_begun(line, model, tmp_path):
         (("--scheduler", "step"), "StepLR"),
         (("--scheduler", "cosine", "--epochs", "2", "--seed", "1"), "seed=1, got seed=0"),
         (("--scheduler", "cosine", "--epochs", "2", "--batch-size", "32"), "batch_size=32"),
+        (("--scheduler", "cosine", "--epochs", "2", "--lr", "0.1"), "a run with initial_lr=0.001"),
+        (("--scheduler", "cosine", "--epochs", "2", "--set", "eps=1e-6"), "a run with eps=1e-08"),
     ]:
         code, _, err = line(*command, *change)
         assert code == 1
         assert message in err
         assert (tmp_path / "run.ckpt").read_bytes() == before
+
+
+def test_a_run_without_progress_is_over_when_it_is_resumed(line, model):
+    recipe = ("--optimizer", "sgd", "--lr", 1e-30, "--patience", 1, "--epochs", 9)
+    command = ("train", f"{model}Net", *DIGITS, *recipe, "--checkpoint", "run.ckpt")
+    code, whole, _ = line(*command)
+    assert code == 0
+    code, again, _ = line(*command, "--resume")
+    assert code == 0
+    assert again.splitlines()[1:] == [
+        "going on from run.ckpt",
+        "it was over: 2 epochs, the best was 1",
+        whole.splitlines()[-1],
+    ]
 
 
 def test_checkpoints_that_cannot_be_used(line, model, tmp_path):
@@ -292,6 +308,14 @@ def test_a_curve_is_written_whole_or_not_at_all(line, model, tmp_path, monkeypat
     assert (code, err) == (1, "dlc: No space left on device\n")
     assert (tmp_path / "curve.svg").read_text() == "old"
     assert not list(tmp_path.glob(".*curve*"))
+
+
+def test_a_folder_that_cannot_be_written_to_is_told_before_training(line, model, monkeypatch):
+    monkeypatch.setattr("dlc.cli.output.os.access", lambda path, mode: False)
+    for option in ("--output=net.safetensors", "--checkpoint=run.ckpt", "--plot=curve.svg"):
+        code, _, err = line("train", f"{model}Net", *DIGITS, option)
+        assert code == 1
+        assert "cannot be written to" in err
 
 
 # Evaluation.

@@ -234,6 +234,17 @@ def test_folders_without_images(tmp_path):
         data.images(tmp_path, size=0)
 
 
+def test_hidden_folders_are_passed_over(tmp_path):
+    """Such as those that notebooks leave."""
+    written = write_images(tmp_path)
+    for folder in (tmp_path / ".ipynb_checkpoints", tmp_path / "ant" / ".old"):
+        folder.mkdir()
+        (folder / "copy.png").write_bytes(b"")
+    dataset = data.images(tmp_path)
+    assert dataset.classes == ("ant", "bee", "cat")
+    assert set(dataset.paths) == set(written)
+
+
 def test_images_without_pillow(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "PIL", None)
     with pytest.raises(dlc.errors.DependencyError, match=r"pip install 'dlc\[examples\]'"):

@@ -607,3 +607,18 @@ def test_the_command_wants_a_pytorch_model(command):
     code, printed = command("Ours", "Ours")
     assert code == 1
     assert "a torch.nn.Module" in printed.err
+
+
+def test_an_input_that_pytorch_refuses():
+    """The message says whose words follow."""
+    message = (
+        r"inputs that the PyTorch model takes, got float32 \(3, 5\). PyTorch's Linear says: mat1"
+    )
+    with pytest.raises(ArgumentError, match=message):
+        dlc.diff(nn.Linear(4, 4), torch.nn.Linear(4, 4), np.zeros((3, 5), np.float32))
+
+
+def test_the_command_looks_for_the_folder_of_the_page_first(command):
+    code, printed = command("Ours", "Missing", "--html", "nowhere/page.html")
+    assert code == 1
+    assert "--html nowhere/page.html: there is no folder 'nowhere'" in printed.err

@@ -61,6 +61,14 @@ def test_grad_of_what_is_not_used_is_zero():
     np.testing.assert_array_equal(got, np.zeros_like(X))
 
 
+def test_a_deviation_of_equal_values_is_flat():
+    x = np.array([[2.0, 2.0, 2.0], [1.0, 2.0, 4.0]])
+    given = torch.tensor(x, requires_grad=True)
+    (given.std(1) * 3).sum().backward()
+    got = dlc.grad(lambda x: (x.std(1) * 3).sum())(x)
+    np.testing.assert_allclose(got, given.grad.numpy(), 1e-12)
+
+
 def test_nothing_flows_through_detach():
     got = dlc.grad(lambda x: (x * x.detach()).sum())(X)
     np.testing.assert_array_equal(got, X)

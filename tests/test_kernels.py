@@ -333,6 +333,26 @@ def test_nan_wins_and_the_first_of_equals_is_its_position(rng):
 
 
 @pytest.mark.parametrize("way", ["python", "compiled"])
+@pytest.mark.parametrize("dtype", ["uint8", "int32", "int64"])
+def test_integers_wrap_around_wherever_they_are_read(dtype, way):
+    """Also where no memory of their type cuts them to size, and comparisons could be foreseen."""
+
+    def function(x):
+        made = op.cast(x * 3 + 1, dtype="float64"), op.amax(x * 2, axes=(0,))
+        return x + 1 > x, (x * 5) // 5, x * 2 - 3 > 100, -x, *made
+
+    program = Program(function, spec(FULL[:1], dtype))
+    limits = np.iinfo(dtype)
+    x = np.array([1, 2, 3, limits.max, limits.max - 1, limits.min, limits.max // 3] * 5, dtype)
+    name = program.graph.inputs[0].name
+    results, _ = program.run({name: x}, way)
+    with np.errstate(over="ignore"):
+        exact = program.reference({name: x})
+    for got, want in zip(results, exact, strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("way", ["python", "compiled"])
 def test_an_index_out_of_range_is_clamped_and_reported(way):
     program = Program(lambda x, i: op.take(x, i, axis=0) * 2, spec((4, 3)), spec((2, M), "int64"))
     x, i = np.ones((4, 3), "float32"), np.array([[0, 3, 1], [2, 4, -1]])

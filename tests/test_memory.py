@@ -151,6 +151,35 @@ def test_a_result_is_no_view_of_what_the_user_gave_or_got():
     assert len({made.buffers[node].name for node in made.graph.outputs}) == 4
 
 
+def test_a_result_is_no_view_of_another_one_of_its_kernel():
+    def function(x):
+        y, z = x + 1, x * 2
+        return y, z, op.reshape(z, shape=(2, 20))
+
+    made = main(function, ROWS)
+    assert len({made.buffers[node].name for node in made.graph.outputs}) == 3
+    x = np.arange(40, dtype="float32").reshape(4, 10)
+    _, z, w = dlc.compile(function, ROWS)(x)
+    np.testing.assert_array_equal(w, (x * 2).reshape(2, 20))
+    assert not np.shares_memory(z, w)
+
+
+def test_each_prepared_value_has_memory_of_its_own():
+    """Two kernels of main read 1 / p in two shapes, which one kernel of prepare makes."""
+    model = nn.Module()
+    model.p, model.q = nn.Parameter(np.arange(1.0, 4)), nn.Parameter(np.arange(2.0, 5))
+
+    def function(x):
+        p, q = model.p.sqrt(), model.p.sqrt() * model.q
+        return (x * q.reshape(3, 1)).sum(), x[0, :3] * q, x[0, :3] + p
+
+    x = np.arange(12, dtype="float32").reshape(3, 4)
+    p, q = np.sqrt(np.arange(1.0, 4)), np.sqrt(np.arange(1.0, 4)) * np.arange(2.0, 5)
+    wanted = (x * q[:, None]).sum(), x[0, :3] * q, x[0, :3] + p
+    for got, want in zip(dlc.compile(function, x)(x), wanted, strict=True):
+        np.testing.assert_allclose(got, want, 1e-6)
+
+
 def test_a_result_that_only_views_a_value_is_written_in_place():
     made = main(lambda x: op.reshape(op.softmax(x, axis=1), shape=(40,)), ROWS)
     assert len(labels(made)) == 1

@@ -53,6 +53,15 @@ def test_curves_stay_inside(log):
     assert len({y for _, y in second}) == 1
 
 
+def test_nothing_has_a_place_of_its_own_on_a_logarithmic_axis():
+    """No error at all is less than the least error, and the axis says so."""
+    html = charts.lines({"misread": [10.0, 0.1, 0.0]}, across="epoch", up="%", log=True)
+    (curve,) = points(html)
+    assert curve[1][1] < curve[2][1] == charts.HEIGHT - charts.BOTTOM
+    texts = [each.text for each in ET.fromstring(f"<div>{html}</div>").iter("text")]
+    assert texts[:4] == ["0", "0.1", "1", "10"]
+
+
 def test_one_point_is_a_curve_too():
     assert len(points(charts.lines({"a": [1.0]}, across="epoch", up="loss"))[0]) == 1
 

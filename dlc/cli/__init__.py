@@ -112,9 +112,10 @@ def command(name: str) -> Any:
 def parser(name: str) -> ArgumentParser:
     """The parser of a command's arguments."""
     module: ModuleType = command(name)
+    about = f"{module.HELP[0].upper()}{module.HELP[1:]}"
     made = ArgumentParser(
         prog=f"dlc {name}",
-        description=f"{module.HELP[0].upper()}{module.HELP[1:]}.",
+        description=about if about.endswith("?") else f"{about}.",
         epilog=module.ABOUT,
         formatter_class=RawDescriptionHelpFormatter,
         allow_abbrev=False,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dlc.cli import bench, datasets, naming, output
-from dlc.report import duration, quantity, table
+from dlc.report import duration, percent, quantity, table
 
 if TYPE_CHECKING:
     from dlc.cli.showcase.contest import Contest
@@ -88,7 +88,9 @@ def _story(arguments: Namespace, folder: Path) -> Story:
 
     busy = bench.busy()  # before this program keeps the machine busy itself
     threads, torch = count(arguments.threads), importlib.util.find_spec("torch") is not None
-    say(f"{len(data.digits())} handwritten digits, learned {arguments.seeds} times on 80 % of them")
+    times = f"{arguments.seeds} time{'s' * (arguments.seeds > 1)}"
+    share = percent(contest.TRAINING_SHARE)
+    say(f"{len(data.digits())} handwritten digits, learned {times} on {share} of them")
     with bar("learning to read digits") as tell:
         held = contest.contest(arguments.seeds, arguments.epochs, threads, tell)
     say(_accuracies(held))

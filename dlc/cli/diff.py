@@ -42,6 +42,7 @@ def run(arguments: Namespace) -> int:
     from dlc.runtime.threads import count
 
     naming.check_file(arguments.torch)
+    output.check_folder("--html", arguments.html)
     threads = count(arguments.threads)
     model = naming.model(arguments)
     twin = _twin(arguments.torch or bench.torch_twin(arguments.model))

@@ -48,6 +48,17 @@ def check_ending(option: str, path: str | None, endings: Sequence[str]) -> None:
         )
 
 
+def check_folder(option: str, path: str | None) -> None:
+    """Complain now about a file that could not be written at the end."""
+    if not path:
+        return
+    folder = Path(path).absolute().parent
+    if not folder.is_dir():
+        raise ArgumentError(f"{option} {path}: there is no folder {str(Path(path).parent)!r}")
+    if not os.access(folder, os.W_OK):
+        raise ArgumentError(f"{option} {path}: the folder {str(folder)!r} cannot be written to")
+
+
 @contextmanager
 def to(option: str, path: str | None) -> Iterator[None]:
     """Say which option it was, where what it names cannot be written."""

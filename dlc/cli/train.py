@@ -7,7 +7,6 @@ import os
 import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dlc.cli import datasets, naming, output
@@ -175,7 +174,6 @@ def trainer(arguments: Namespace, samples: int, threads: int) -> Trainer:
 
     model = naming.model(Namespace(**vars(arguments), train=True))
     optimizer = _optimizer(arguments)
-    optimizer.bind(model.named_parameters())
     return Trainer(
         model,
         nn.CrossEntropyLoss(label_smoothing=arguments.label_smoothing),
@@ -231,14 +229,24 @@ def _resume(made: Trainer, arguments: Namespace) -> bool:
         raise ArgumentError(
             f"the checkpoint {path!r} exists; go on from it with --resume, or name another file"
         )
-    lasts = _lengths(made.scheduler)
+    lasts, options = _lengths(made.scheduler), _options(made)
     made.resume(path)
     if lasts != _lengths(made.scheduler):
         raise ArgumentError(
             f"{path!r} is a checkpoint of a run with a schedule of other epochs or steps; resume "
             "with the same --epochs, --batch-size and --warmup"
         )
+    if differing := [name for name, value in _options(made).items() if value != options[name]]:
+        was = ", ".join(f"{name}={_options(made)[name]}" for name in differing)
+        raise ArgumentError(f"{path!r} is a checkpoint of a run with {was}; resume with the same")
     return True
+
+
+def _options(made: Trainer) -> dict[str, Any]:
+    """The optimiser's options, but for those that schedules move, and where these began."""
+    group = made.optimizer.param_groups[0]
+    moved = ("lr", "momentum", "betas") if made.scheduler else ()
+    return {name: value for name, value in group.options().items() if name not in moved}
 
 
 def _lengths(scheduler: Any) -> list[Any]:
@@ -258,9 +266,7 @@ def _check_files(arguments: Namespace) -> None:
     output.check_ending("--plot", arguments.plot, DRAWINGS)
     output.check_ending("--output", arguments.output, (".safetensors",))
     for option in ("checkpoint", "output", "plot"):
-        path = getattr(arguments, option)
-        if path and not Path(path).absolute().parent.is_dir():
-            raise ArgumentError(f"--{option} {path}: there is no folder {str(Path(path).parent)!r}")
+        output.check_folder(f"--{option}", getattr(arguments, option))
 
 
 # Telling.
@@ -304,6 +310,8 @@ class _Lines:
 
     def end(self, history: History, test: Mapping[str, float]) -> None:
         """What came out."""
+        if not self._headed:
+            self._say(f"it was over: {len(history)} epochs, the best was {history.best_epoch}")
         figures = ", ".join(f"{name} {COLUMNS[name][2](value)}" for name, value in test.items())
         self._say(f"test, with the weights of epoch {history.best_epoch}: {figures}")
 

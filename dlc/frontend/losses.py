@@ -142,11 +142,16 @@ def _over_labels(
         return cost.reshape(label.shape)
     if reduction == "sum":
         return cost.sum()
+    return cost.sum() / weight_of(label, weights, ignore_index).to(cost.dtype)
+
+
+def weight_of(label: Node, weights: list[Node], ignore_index: int) -> Node:
+    """The weights of the labels that count together, a scalar: what a mean over them divides by."""
     counts = label != ignore_index
     if not weights:
-        return cost.sum() / counts.sum().to(cost.dtype)
+        return counts.sum()
     own = weights[0].index_select(0, choose(counts, label, 0))
-    return cost.sum() / choose(counts, own, 0.0).sum()
+    return choose(counts, own, 0.0).sum()
 
 
 # Numbers.

@@ -25,6 +25,9 @@ Weights: TypeAlias = str | os.PathLike[str] | Mapping[str, Any] | None
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
+#: What a checkpoint of training has among its metadata, and a file of weights has not.
+CHECKPOINT = "dlc"
+
 M = TypeVar("M", bound=Module)
 
 
@@ -106,13 +109,21 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Array]:
     FileNotFoundError
         There is no such file.
     WeightsError
-        It is no complete safetensors file, or holds an element type below 16 bits.
+        It is no complete safetensors file, a checkpoint of training, or holds an element type
+        below 16 bits.
     """
     path = os.fspath(path)
     if os.path.isdir(path):
         raise WeightsError(explain("load_weights", "a safetensors file", f"the folder {path!r}"))
     try:
         with safe_open(path, framework="numpy") as file:
+            if CHECKPOINT in (file.metadata() or {}):
+                advice = (
+                    "Trainer.resume goes on from it; dlc.save_weights(trainer.model, path) then "
+                    "writes weights alone."
+                )
+                expected, got = "a file of weights", "a checkpoint of training"
+                raise WeightsError(explain(repr(path), expected, got, advice=advice))
             types = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
             if small := [f"{n} ({t})" for n, t in types.items() if t.startswith(("F8", "F4"))]:
                 listed = ", ".join(small)

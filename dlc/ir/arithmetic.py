@@ -140,8 +140,10 @@ class Arithmetic(Operators):
         return applied("var", self, axes=dim, correction=correction, keepdims=keepdim)
 
     def std(self, *args: Any, **kwargs: Any) -> Node:
-        """The square root of `var`, with its arguments."""
-        return self.var(*args, **kwargs).sqrt()
+        """The square root of `var`, with its arguments; its gradient is 0 where it is 0."""
+        variance = self.var(*args, **kwargs)
+        flat = variance == 0
+        return where(flat, 0.0, where(flat, 1.0, variance).sqrt())
 
     def logsumexp(self, dim: Axes = None, keepdim: Flag = False) -> Node:
         return applied("logsumexp", self, axes=dim, keepdims=keepdim)

@@ -10,7 +10,8 @@ identity     what gradients and memory see differently, and numbers do not
 elementwise  arithmetic, comparisons, logic, bounds, choice, casts
 elementary   exp, log, sqrt, sin, tanh, erf and the like; rounding
 activation   activation functions
-reduce       sums, maxima, argmax; softmax and its relatives
+reduce       sums, maxima, argmax, variance, logsumexp
+softmax      softmax and its logarithm
 move         reshape, transpose, expand, slice, pad, concat, flip
 gather       take, gather, scatter_add: positions that are values
 linalg       matrix products
@@ -39,6 +40,7 @@ FAMILIES = (
     "elementary",
     "activation",
     "reduce",
+    "softmax",
     "move",
     "gather",
     "linalg",

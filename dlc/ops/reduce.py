@@ -1,4 +1,4 @@
-"""Reductions: sums, products, extrema and their positions; softmax and its relatives.
+"""Reductions: sums, products, extrema and their positions; variance and logsumexp.
 
 A reduction combines the elements along ``axes``. The last group is made of simpler ops and stays
 whole in the graph only so that rules, and a backend with a kernel for it, see it.
@@ -75,7 +75,8 @@ def _bool_dtype(x: TensorType, axes: tuple[int, ...], keepdims: bool) -> TensorT
     return _same_dtype(x, axes, keepdims)
 
 
-def _not_empty(x: TensorType, axes: Iterable[int]) -> None:
+def not_empty(x: TensorType, axes: Iterable[int]) -> None:
+    """Refuse to reduce over an axis that may have no elements."""
     for axis in axes:
         if bounds(x.shape[axis])[0] < 1:
             raise ShapeError(
@@ -84,7 +85,7 @@ def _not_empty(x: TensorType, axes: Iterable[int]) -> None:
 
 
 def _extremum_dtype(x: TensorType, axes: tuple[int, ...], keepdims: bool) -> TensorType:
-    _not_empty(x, axes)
+    not_empty(x, axes)
     return _same_dtype(x, axes, keepdims)
 
 
@@ -405,7 +406,7 @@ def _position_type(x: TensorType, axis: int | None, keepdims: bool) -> TensorTyp
     if x.dtype == "bool":
         raise DTypeError("expects a tensor of numbers, got bool; cast with x.to(dtype)")
     axes = normal_axes(axis, x.ndim)
-    _not_empty(x, axes)
+    not_empty(x, axes)
     return TensorType("int64", reduced_shape(x.shape, axes, keepdims))
 
 
@@ -518,7 +519,7 @@ def _logsumexp_expand(x: Node, axes: Any, keepdims: bool) -> Node:
 
 
 def _logsumexp_type(x: TensorType, axes: tuple[int, ...], keepdims: bool) -> TensorType:
-    _not_empty(x, axes)
+    not_empty(x, axes)
     return _float_dtype(x, axes, keepdims)
 
 
@@ -539,84 +540,5 @@ logsumexp = OpDef(
     torch=lambda torch, x, axes, keepdims=False: torch.logsumexp(
         x, normal_axes(axes, x.dim()), keepdim=keepdims
     ),
-    ulp=8.0,
-)
-
-
-def _axis(x: TensorType, axis: int) -> dict[str, Any]:
-    return {"axis": normal_axis(axis, x.ndim)}
-
-
-def _softmax_type(x: TensorType, axis: int) -> TensorType:
-    require_float(x)
-    _not_empty(x, (axis,))
-    return x
-
-
-def _softmax_samples(rng: np.random.Generator) -> Iterable[Sample]:
-    yield Sample(uniform(rng, (4, 3)), {"axis": -1})
-    yield Sample(uniform(rng, (2, 3, 5)), {"axis": 1})
-    yield Sample(uniform(rng, (4,)), {"axis": 0})
-    yield Sample(uniform(rng, (0, 3)), {"axis": 1})
-    yield Sample(uniform(rng, (2, 1)), {"axis": 1})
-    yield plain([[900.0, 901.0], [-900.0, -901.0], [-np.inf, 0.0], [np.nan, 1.0]], axis=1)
-
-
-def _softmax_errors() -> Iterable[ErrorSample]:
-    yield ErrorSample((TensorType("float32", (2,)),), {"axis": 1}, ShapeError, "an axis from")
-    yield ErrorSample((TensorType("int64", (2,)),), {"axis": 0}, DTypeError, "floats")
-    yield ErrorSample((TensorType("float32", (2, 0)),), {"axis": 1}, ShapeError, "at least one")
-
-
-def _softmax_ref(x: Array, axis: int) -> Array:
-    e = np.exp(x - np.max(x, axis=axis, keepdims=True))
-    y: Array = e / np.sum(e, axis=axis, keepdims=True, dtype=x.dtype)
-    return y
-
-
-def _softmax_expand(x: Node, axis: int) -> Node:
-    e = (x - x.amax(axis, keepdim=True)).exp()
-    return e / e.sum(axis, keepdim=True)
-
-
-softmax = OpDef(
-    "softmax",
-    Kind.COMPOSITE,
-    infer=_softmax_type,
-    ref=_softmax_ref,
-    doc="exp(x) scaled to sum 1 along an axis",
-    attrs=_axis,
-    grad=lambda g, y, x, axis: (y * (g - (g * y).sum(axis, keepdim=True)),),
-    expand=_softmax_expand,
-    samples=_softmax_samples,
-    errors=_softmax_errors,
-    torch=twin("softmax", axis="dim"),
-    ulp=8.0,
-)
-
-
-def _log_softmax_ref(x: Array, axis: int) -> Array:
-    away = x - np.max(x, axis=axis, keepdims=True)
-    y: Array = away - np.log(np.sum(np.exp(away), axis=axis, keepdims=True, dtype=x.dtype))
-    return y
-
-
-def _log_softmax_expand(x: Node, axis: int) -> Node:
-    away = x - x.amax(axis, keepdim=True)
-    return away - away.exp().sum(axis, keepdim=True).log()
-
-
-log_softmax = OpDef(
-    "log_softmax",
-    Kind.COMPOSITE,
-    infer=_softmax_type,
-    ref=_log_softmax_ref,
-    doc="log(softmax(x)) along an axis, without overflow",
-    attrs=_axis,
-    grad=lambda g, y, x, axis: (g - y.exp() * g.sum(axis, keepdim=True),),
-    expand=_log_softmax_expand,
-    samples=_softmax_samples,
-    errors=_softmax_errors,
-    torch=twin("log_softmax", axis="dim"),
     ulp=8.0,
 )

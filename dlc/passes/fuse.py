@@ -105,8 +105,7 @@ def _with_views(
             free = base.op.kind is not Kind.LEAF and base not in given
             view = layouts[source].plain and layouts[root].plain and (root not in ends or free)
             owner[root] = base if view else root
-        if root in ends:
-            given.add(owner.get(root, root))
+        given.update(owner.get(node, node) for node in group.outputs if node in ends)
         marked.append(replace(group, view=view))
     return tuple(marked)
 

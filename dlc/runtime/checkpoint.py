@@ -7,11 +7,13 @@ nobody goes on from a damaged one.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Mapping
-from typing import Any, TypeAlias
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import IO, Any, TypeAlias
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -49,21 +51,43 @@ def write(
     text = json.dumps(notes)
     content = save(own, {NOTES: text, DIGEST: _digest(own, text)})
     try:
-        try:
-            with open(aside, "wb") as file:
+        with _mine(aside) as file:
+            try:
+                file.truncate(0)
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(aside, path)
-        except OSError:
-            if os.path.exists(aside):
+                os.replace(aside, path)
+            except OSError:
                 os.unlink(aside)
-            raise
+                raise
         _settle(folder)
     except OSError as error:
         raise ExecutionError(
             f"cannot write the checkpoint {path!r}: {error}; what was there before is unchanged"
         ) from error
+
+
+@contextmanager
+def _mine(aside: str) -> Iterator[IO[bytes]]:
+    """The file to write aside, which no other run writes meanwhile.
+
+    One name for all runs leaves nothing behind when one is killed; so they take turns. Who waited
+    may have opened what has another name by now, or none, and opens it anew.
+    """
+    while True:
+        with open(aside, "ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # until the file is closed
+            if _is_at(file, aside):
+                yield file
+                return
+
+
+def _is_at(file: IO[bytes], path: str) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def _digest(arrays: Mapping[str, Array], notes: str) -> str:

@@ -52,12 +52,12 @@ def _leave() -> None:
 @contextmanager
 def importing() -> Iterator[None]:
     """Import LLVM, Numba, or modules that do, within this block."""
-    with exclusive(), _uninterrupted():
+    with exclusive(), uninterrupted():
         yield
 
 
 @contextmanager
-def _uninterrupted() -> Iterator[None]:
+def uninterrupted() -> Iterator[None]:
     """Take Ctrl-C only at the end of the block; Python has the main thread take it."""
     here = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGINT) if here else None

@@ -17,6 +17,7 @@ import numpy as np
 from dlc.errors import ArgumentError, DTypeError, Error, explain
 from dlc.frontend.module import Module
 from dlc.frontend.parameter import as_array
+from dlc.ir.sizes import shape_text
 from dlc.ir.types import is_float
 from dlc.testing import diff_dlc
 from dlc.testing import diff_judge as judging
@@ -63,7 +64,8 @@ def diff(
     Raises
     ------
     ArgumentError
-        ``torch_module`` is no PyTorch module, or one of the two draws random numbers.
+        ``torch_module`` is no PyTorch module, refuses the inputs, or one of the two draws random
+        numbers.
     DTypeError
         The model mixes element types.
     Error
@@ -224,7 +226,14 @@ class _Comparison:
         from dlc.testing.diff_torch import pass_on
 
         paths = [path for path, _ in self._theirs.named_modules()]
-        return tuple(twin.run(twin.tensors(self._inputs), paths, pass_on) for twin in self._three())
+        try:
+            return tuple(t.run(t.tensors(self._inputs), paths, pass_on) for t in self._three())
+        except (RuntimeError, TypeError) as error:
+            got = " and ".join(f"{each.dtype} {shape_text(each.shape)}" for each in self._inputs)
+            advice = f"PyTorch's {type(self._theirs).__name__} says: {error}"
+            expected = "inputs that the PyTorch model takes"
+            message = explain("dlc.diff", expected, got or "none", advice=advice)
+            raise ArgumentError(message) from error
 
     def _runs_apart(self) -> tuple[Run, Run]:
         """PyTorch's layers fed by the references, in the type of the comparison and disturbed."""

@@ -15,8 +15,17 @@ if TYPE_CHECKING:
     from dlc.training.step import Array, TrainStep
 
 
-def first_wrong(step: TrainStep, batch: tuple[Array, ...]) -> str:
-    """In words, the first value that is not finite when the loss of a batch is computed anew.
+#: What to do, by what was found.
+BY_ZERO = (
+    "a mean over labels does that where all of them are ignore_index; leave such batches out, or "
+    "use reduction='sum'"
+)
+BAD_BATCH = "look at the data"
+TOO_FAST = "a smaller learning rate, or clip_grad_norm, may help"
+
+
+def first_wrong(step: TrainStep, batch: tuple[Array, ...]) -> tuple[str, str]:
+    """The first value that is not finite when the loss of a batch is computed anew, and advice.
 
     Infinities that a model writes down itself, as a mask of attention does, are named only where
     nothing else is found. The parameters must be those of the step that failed, which it has left
@@ -32,19 +41,23 @@ def first_wrong(step: TrainStep, batch: tuple[Array, ...]) -> str:
     traced = trace(forward, *batch)
     arrays = {name: variable.numpy() for name, variable in traced.parameters.items()}
     arrays |= {str(node.name): a for node, a in zip(traced.graph.inputs, batch, strict=True)}
-    first, meant = "", set[Node]()
+    first, meant, zeros = "", set[Node](), set[Node]()
     for node, value in reference.walk(traced.graph, arrays):
         parts = value if isinstance(value, tuple) else (value,)
+        if np.ndim(parts[0]) == 0 and not parts[0]:
+            zeros.add(node)
         wrong = [_place(part) for part in parts if not np.isfinite(part).all()]
         if not wrong:
             continue
         found = f"{_subject(node)} holds {wrong[0]}"
+        if node.op.name == "div" and node.inputs[1] in zeros:
+            return f"{_subject(node)} divides by 0", BY_ZERO
         if any(np.isnan(part).any() for part in parts) or not _is_meant(node, meant):
-            return found
+            return found, BAD_BATCH if node.op.name == "input" else TOO_FAST
         first = first or found
         meant.add(node)
     rounding = "computed by the reference in the graph's own order it is finite: rounding decides"
-    return first or rounding
+    return first or rounding, TOO_FAST
 
 
 def _place(array: Array) -> str:

@@ -9,8 +9,10 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias
 
 import dlc.frontend.tensors as T
-from dlc.errors import ArgumentError, explain
+from dlc.errors import ArgumentError, ShapeError, explain
+from dlc.frontend import functional as F
 from dlc.ir.node import Node
+from dlc.ir.sizes import equal, shape_text
 
 #: ``metric(output, target)``: a scalar, the mean over the samples of a batch.
 Metric: TypeAlias = Callable[[Any, Any], Any]
@@ -18,7 +20,11 @@ Metric: TypeAlias = Callable[[Any, Any], Any]
 
 def accuracy(output: Node, target: Node) -> Node:
     """The share of samples whose greatest output, along axis 1, is at the label's place."""
-    return T.cast(output.argmax(1) == target, "float32").mean()
+    best = output.argmax(1)
+    if best.ndim != target.ndim or not all(map(equal, best.shape, target.shape)):
+        expected, got = f"labels of shape {shape_text(best.shape)}", shape_text(target.shape)
+        raise ShapeError(explain("accuracy", expected, got))
+    return T.cast(best == target, "float32").mean()
 
 
 def top5(output: Node, target: Node) -> Node:
@@ -30,12 +36,12 @@ def top5(output: Node, target: Node) -> Node:
 
 def mse(output: Node, target: Node) -> Node:
     """The mean squared error."""
-    return (output - target).square().mean()
+    return F.mse_loss(output, target.to(output.dtype))
 
 
 def mae(output: Node, target: Node) -> Node:
     """The mean absolute error."""
-    return abs(output - target).mean()
+    return F.l1_loss(output, target.to(output.dtype))
 
 
 METRICS: Mapping[str, Metric] = {"accuracy": accuracy, "top5": top5, "mse": mse, "mae": mae}

@@ -26,6 +26,7 @@ from dlc.ir.node import Node, apply
 from dlc.ir.sizes import Dim
 from dlc.ir.types import TensorSpec
 from dlc.runtime.executable import Executable
+from dlc.runtime.threads import count
 from dlc.training.diagnosis import first_wrong
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
@@ -136,6 +137,7 @@ class TrainStep(OfBatches):
     ):
         super().__init__(model, max_batch, threads, progress, memory_budget)
         check_parts(model, loss, optimizer)
+        check_numbers(threads, clip_grad_norm=clip_grad_norm, clip_grad_value=clip_grad_value)
         self.loss, self.optimizer, self.metrics = loss, optimizer, dict(metrics or {})
         self._clip = clip_grad_norm, clip_grad_value
         optimizer.bind(model.named_parameters())
@@ -164,9 +166,10 @@ class TrainStep(OfBatches):
         try:
             results = self.executable(*arrays)(*arrays)
         except NumericsError:
+            found, advice = first_wrong(self, arrays)
             raise NumericsError(
-                f"the loss is not finite: first {first_wrong(self, arrays)}. The parameters are as "
-                "before this step; a smaller learning rate, or clip_grad_norm, may help"
+                f"the loss is not finite: first {found}. The parameters are as before this step; "
+                f"{advice}"
             ) from None
         if self.metrics:
             return {name: float(value) for name, value in results.items()}
@@ -194,9 +197,13 @@ class TrainStep(OfBatches):
     def _gradients(self, value: Node) -> Mapping[Parameter, Node]:
         """By parameter; as in PyTorch, one that the loss does not depend on has none, and stays."""
         parameters = self.optimizer.parameters()
+        if not parameters:
+            expected, got = "a parameter that requires a gradient", "none"
+            advice = "model.requires_grad_() makes all of a model's trainable."
+            raise ArgumentError(explain("a training step", expected, got, advice=advice))
         made = gradients(value, parameters, allow_unused=True)
         found = {p: g for p, g in zip(parameters, made, strict=True) if g is not None}
-        if parameters and not found:
+        if not found:
             expected = "a loss of the model's output"
             got = "one that depends on no parameter that requires a gradient"
             raise ArgumentError(explain("a training step", expected, got))
@@ -230,6 +237,20 @@ def check_parts(model: Any, loss: Any, optimizer: Any) -> None:
     else:
         return
     raise ArgumentError(explain("training", expected, got, advice=advice))
+
+
+def check_numbers(threads: Any, **bounds: Any) -> None:
+    """Refuse a number of threads, or bounds on gradients, that are none.
+
+    Raises
+    ------
+    ArgumentError
+    """
+    count(threads)
+    for name, bound in bounds.items():
+        number = isinstance(bound, (int, float, np.number))
+        if bound is not None and not (number and bound >= 0):
+            raise ArgumentError(explain(name, "a number of at least 0", repr(bound)))
 
 
 def check_batch(batch: tuple[Any, ...]) -> tuple[Array, ...]:

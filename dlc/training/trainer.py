@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import math
 import os
 import time
@@ -12,19 +13,28 @@ from typing import Any
 
 import numpy as np
 
-from dlc.errors import ArgumentError, CheckpointError, NumericsError, WeightsError, explain
+from dlc.errors import (
+    ArgumentError,
+    CheckpointError,
+    DTypeError,
+    NumericsError,
+    WeightsError,
+    explain,
+)
 from dlc.frontend import optim
 from dlc.frontend.data import Batches, as_dataset
 from dlc.frontend.module import Module
 from dlc.frontend.random import generator
 from dlc.frontend.random import state as random_state
 from dlc.frontend.tree import flatten
+from dlc.ir.sizes import shape_text
 from dlc.progress import bar
 from dlc.runtime import checkpoint
+from dlc.runtime.exclusive import uninterrupted
 from dlc.training.history import VALIDATION, History
 from dlc.training.judge import Evaluation, Prediction
 from dlc.training.metrics import FALLING, Metric, named
-from dlc.training.step import Array, Loss, TrainStep, check_batch, check_parts
+from dlc.training.step import Array, Loss, TrainStep, check_batch, check_numbers, check_parts
 
 
 class Callback:
@@ -101,6 +111,7 @@ class Trainer:
         memory_budget: int | None = None,
     ):
         check_parts(model, loss, optimizer)
+        check_numbers(threads, clip_grad_norm=clip_grad_norm, clip_grad_value=clip_grad_value)
         self.model, self.loss, self.optimizer = model, loss, optimizer
         self.metrics, self.scheduler, self.monitor = named(metrics), scheduler, monitor
         self._clip = {"clip_grad_norm": clip_grad_norm, "clip_grad_value": clip_grad_value}
@@ -113,8 +124,8 @@ class Trainer:
         self._best = _Best()
         self._sums: dict[str, float] = {}
         self._samples = 0
-        self._batches: Batches | None = None
-        self._resumed: dict[str, Any] | None = None
+        self._position: dict[str, Any] | None = None  # in the data, behind the last step
+        self._resumed = False
         self._functions: dict[Any, Any] = {}
         self._progress: bool | None = None
 
@@ -139,7 +150,8 @@ class Trainer:
     ) -> History:
         """Train until so many epochs are complete, those of earlier calls included.
 
-        An epoch that was left in its midst begins anew; behind `resume` it goes on from there.
+        An epoch that was left in its midst, by `stop`, an error or Ctrl-C, goes on with the batch
+        that was to come; with another batch size, seed or number of samples it begins anew.
 
         Parameters
         ----------
@@ -152,12 +164,13 @@ class Trainer:
             Of the order and of augmentations; by default one that `dlc.seed` decides.
         callbacks : iterable of Callback
         patience : int, optional
-            End the run when the monitored figure has not improved for so many epochs.
+            End the run when the monitored figure has not improved for so many epochs, those of
+            earlier calls included: a run that ended so is over, also when it is resumed.
         restore_best : bool
             At the end take back the weights of the best epoch.
         checkpoint : path, optional
-            Save there behind each epoch (see `save`), and if ``checkpoint_every`` is given behind
-            each so many steps.
+            Save there behind each epoch and where `stop` ends the run (see `save`), and if
+            ``checkpoint_every`` is given behind each so many steps.
         progress : bool, optional
             Show a bar, while compiling too; by default on a terminal.
 
@@ -174,20 +187,18 @@ class Trainer:
         IndexError
             A label is out of range.
         """
-        if epochs < 1 or (patience is not None and patience < 1):
-            got = f"epochs={epochs}, patience={patience}"
-            raise ArgumentError(explain("Trainer.fit", "at least 1 of each", got))
-        batches = self._loader(train, batch_size, shuffle, drop_last, seed)
-        told, self.stop, self._progress = tuple(callbacks), False, progress
-        step = self._step(batch_size)
+        told = _checked(epochs, patience, callbacks)
+        self._monitored(self._names(validation is not None))
         keep = _Keeper(self, checkpoint, checkpoint_every)
+        batches = self._loader(train, batch_size, shuffle, drop_last, seed)
+        self.stop, self._progress = self._is_over(patience), progress
+        step = self._step(batch_size)
         with bar(f"training {type(self.model).__name__}", progress) as report:
             while self.epoch < epochs and not self.stop:
                 self._epoch(batches, step, told, keep, report, epochs)
-                if self.stop:
-                    break
-                self._finish_epoch(batches, validation, told, patience)
-                keep.epoch()
+                if not self.stop:
+                    self._finish_epoch(batches, validation, told, patience)
+                keep.now()
         if restore_best and self._best.weights:
             self.model.load_state_dict(self._best.weights)
         return self.history
@@ -208,10 +219,15 @@ class Trainer:
             for callback in told:
                 callback.on_epoch_start(self)
         with contextlib.closing(iter(batches)) as prepared:
-            for batch in prepared:
+            for number, batch in enumerate(prepared):
                 what = f"epoch {self.epoch + 1} of {epochs} {self._running()}"
                 report(what, batches.batch - 1, len(batches))
-                figures = self._take(step, check_batch(batch))
+                arrays = check_batch(batch)
+                if number == 0:
+                    step.executable(*arrays)  # compiles, which Ctrl-C may break off
+                with uninterrupted():
+                    figures = self._take(step, arrays)
+                    self._position = batches.state_dict()
                 for callback in told:
                     callback.on_step_end(self, figures)
                 keep.step()
@@ -244,15 +260,19 @@ class Trainer:
             figures |= {VALIDATION + name: value for name, value in found.items()}
         figures["lr"] = self.optimizer.param_groups[0]["lr"]
         figures["seconds"] = time.perf_counter() - self._began
-        self._sums, self._samples = {}, 0
-        self.epoch += 1
-        self.history.epochs.append(figures)
-        self._compare(figures)
-        self._schedule(figures)
+        with uninterrupted():
+            self._sums, self._samples, self._position = {}, 0, batches.state_dict()
+            self.epoch += 1
+            self.history.epochs.append(figures)
+            self._compare(figures)
+            self._schedule(figures)
         for callback in told:
             callback.on_epoch_end(self, figures)
-        if patience is not None and self.epoch - self._best.epoch >= patience:
-            self.stop = True
+        self.stop = self.stop or self._is_over(patience)
+
+    def _is_over(self, patience: int | None) -> bool:
+        """Whether the monitored figure has not improved for so many epochs."""
+        return patience is not None and self.epoch - self._best.epoch >= patience
 
     def _compare(self, figures: Mapping[str, Any]) -> None:
         """Keep the weights if this epoch is the best."""
@@ -266,6 +286,12 @@ class Trainer:
         if math.isnan(best):  # which no number is less or greater than
             return not math.isnan(value)
         return value < best if name in FALLING else value > best
+
+    def _names(self, validation: bool) -> dict[str, None]:
+        """What the figures of an epoch will be, of those that can be monitored."""
+        names = ("loss", *self.metrics)
+        judged = [VALIDATION + name for name in names] if validation else []
+        return dict.fromkeys([*names, *judged])
 
     def _monitored(self, figures: Mapping[str, Any]) -> str:
         usual = f"{VALIDATION}loss" if f"{VALIDATION}loss" in figures else "loss"
@@ -293,39 +319,51 @@ class Trainer:
     def evaluate(self, data: Any, batch_size: int = 256) -> dict[str, float]:
         """The loss and the metrics over a data set, in inference mode.
 
+        They are means over samples; the loss of `nn.CrossEntropyLoss` and `nn.NLLLoss` is one over
+        the weights of the labels that count. So the size of batches decides rounding alone.
+
         Returns
         -------
         dict of str to float
         """
-        totals: dict[str, float] = {}
-        count = 0
+        totals: dict[str, list[float]] = {}
         with _inference(self.model):
             judge = self._function(Evaluation, batch_size, self.loss, self.metrics)
             for batch in Batches(as_dataset(data), batch_size):
                 arrays = check_batch(batch)
-                for name, value in judge(*arrays).items():
-                    totals[name] = totals.get(name, 0.0) + value * len(arrays[0])
-                count += len(arrays[0])
-        return {name: total / count for name, total in totals.items()}
+                figures, weight = judge(*arrays)
+                for name, value in figures.items():
+                    share = weight if name == "loss" else len(arrays[0])
+                    total = totals.setdefault(name, [0.0, 0.0])
+                    if share:  # a mean over no label is NaN, and counts nothing
+                        total[0] += value * share
+                        total[1] += share
+        return {
+            name: value / share if share else math.nan for name, (value, share) in totals.items()
+        }
 
     def predict(self, inputs: Any, batch_size: int = 256) -> Any:
         """The model's outputs, in inference mode.
 
         Parameters
         ----------
-        inputs : Dataset or array
-            Of a data set with targets, the first array.
+        inputs : Dataset, array or tuple of arrays
+            What follows the arrays that the model's ``forward`` takes, such as targets, is left.
 
         Returns
         -------
         array, or a tuple, list or dict of arrays as the model gives it
             (N, ...): a row for each sample.
         """
+        if isinstance(inputs, list) and any(isinstance(sample, list) for sample in inputs):
+            expected, advice = "a data set or an array", "Make it an array: np.float32(inputs)."
+            raise DTypeError(explain("predict", expected, "a list of lists", advice=advice))
         found = []
         with _inference(self.model):
             answer = self._function(Prediction, batch_size)
             for batch in Batches(as_dataset(inputs), batch_size):
-                arrays, structure = flatten(answer(batch[0]), _is_array, "arrays")
+                results = answer(*batch[: _takes(self.model)])
+                arrays, structure = flatten(results, _is_array, "arrays")
                 found.append(arrays)
         return structure.build([np.concatenate(parts) for parts in zip(*found, strict=True)])
 
@@ -357,22 +395,22 @@ class Trainer:
     def _loader(
         self, train: Any, batch_size: int, shuffle: bool, drop_last: bool, seed: int | None
     ) -> Batches:
-        """Batches from where a checkpoint stopped, or else from the start of the present epoch."""
-        saved = self._resumed
+        """Batches from behind the last step, or else from the start of the present epoch."""
+        saved = self._position if self._resumed or self._samples else None
         if seed is None:
             seed = saved["seed"] if saved else int(generator().integers(2**63))
         options = {"shuffle": shuffle, "drop_last": drop_last, "seed": seed}
         batches = Batches(as_dataset(train), batch_size, **options)
-        if saved:
-            try:
-                batches.load_state_dict(saved)
-            except ArgumentError as error:
+        anew = {**batches.state_dict(), "epoch": self.epoch}
+        try:
+            batches.load_state_dict(saved or anew)
+        except ArgumentError as error:
+            if self._resumed:
                 message = f"the checkpoint is of a run with other data or options: {error}"
                 raise CheckpointError(message) from None
-        else:
-            batches.load_state_dict({**batches.state_dict(), "epoch": self.epoch})
+            batches.load_state_dict(anew)
             self._sums, self._samples = {}, 0
-        self._batches, self._resumed = batches, None
+        self._resumed = False
         return batches
 
     # Checkpoints.
@@ -397,7 +435,7 @@ class Trainer:
             "model": type(self.model).__name__,
             "optimizer": {"name": type(self.optimizer).__name__, "groups": state["param_groups"]},
             "scheduler": self._schedule_state(),
-            "batches": self._batches.state_dict() if self._batches else self._resumed,
+            "batches": self._position,
             "epoch": self.epoch,
             "step": self.step,
             "sums": self._sums,
@@ -418,13 +456,10 @@ class Trainer:
         """
         arrays, notes = checkpoint.read(path)
         weights = _under("model.", arrays)
-        expected, came = _kinds(self.model.state_dict()), _kinds(weights)
-        ours, theirs = type(self.model).__name__, notes["model"]
-        if expected != came:
-            differing = sorted(expected.items() ^ came.items())[:3]
-            names = ", ".join(dict.fromkeys(name for name, _ in differing))
-            subject, got = f"{os.fspath(path)!r}", f"one of {theirs}, which differs in {names}"
-            raise CheckpointError(explain(subject, f"a checkpoint of {ours}", got))
+        if differing := _differences(_kinds(self.model.state_dict()), _kinds(weights)):
+            expected = f"a checkpoint of this {type(self.model).__name__}"
+            got = f"{os.fspath(path)!r}, of a {notes['model']}: {differing}"
+            raise CheckpointError(explain("Trainer.resume", expected, got))
         self._check_kinds(os.fspath(path), notes)
         slots: dict[int, dict[str, Array]] = {}
         for name, array in _under("optimizer.", arrays).items():
@@ -437,7 +472,7 @@ class Trainer:
         self._sums, self._samples = dict(notes["sums"]), notes["samples"]
         self._best = _Best(*notes["best"], _under("best.", arrays))
         self.history = History(list(notes["history"]), notes["best"][1])
-        self._resumed, self._batches = notes["batches"], None
+        self._position, self._resumed = notes["batches"], notes["batches"] is not None
 
     def _load_states(self, path: str, slots: dict[int, dict[str, Array]], notes: Any) -> None:
         """Those of optimiser and schedule: both or none."""
@@ -473,27 +508,62 @@ class _Keeper:
     """Saves checkpoints when they are due."""
 
     def __init__(self, trainer: Trainer, path: Any, every: int | None):
-        if every is not None and (path is None or every < 1):
-            expected = "at least 1, and a path for checkpoint"
+        if every is not None and (path is None or not _is_whole(every)):
+            expected = "an integer of at least 1, and a path for checkpoint"
             raise ArgumentError(explain("checkpoint_every", expected, repr(every)))
+        if path is not None and not os.path.isdir(folder := os.path.dirname(os.path.abspath(path))):
+            raise ArgumentError(explain("checkpoint", "a path in a folder", f"no folder {folder}"))
         self._trainer, self._path, self._every = trainer, path, every
 
     def step(self) -> None:
         if self._every is not None and self._trainer.step % self._every == 0:
             self._trainer.save(self._path)
 
-    def epoch(self) -> None:
+    def now(self) -> None:
         if self._path is not None:
             self._trainer.save(self._path)
+
+
+def _checked(epochs: Any, patience: Any, callbacks: Any) -> tuple[Callback, ...]:
+    """The callbacks of a run, whose other numbers are checked, too."""
+    for name, value in (("epochs", epochs), ("patience", patience)):
+        if not _is_whole(value) and not (name == "patience" and value is None):
+            raise ArgumentError(explain(name, "an integer of at least 1", repr(value)))
+    told = tuple(callbacks) if isinstance(callbacks, Iterable) else (callbacks,)
+    if wrong := [each for each in told if not isinstance(each, Callback)]:
+        advice = "Derive from dlc.Callback, and pass an instance."
+        expected = "instances of dlc.Callback"
+        raise ArgumentError(explain("callbacks", expected, repr(wrong[0]), advice=advice))
+    return told
+
+
+def _is_whole(value: Any) -> bool:
+    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    return whole and int(value) >= 1
+
+
+def _takes(model: Module) -> int:
+    """How many arrays a model is called with: the arguments of `forward` that have no default."""
+    arguments = inspect.signature(model.forward).parameters.values()
+    plain = (each for each in arguments if each.kind <= each.POSITIONAL_OR_KEYWORD)
+    return max(1, sum(each.default is each.empty for each in plain))
 
 
 def _is_array(value: Any) -> bool:
     return isinstance(value, np.ndarray)
 
 
-def _kinds(arrays: Mapping[str, Array]) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Element type and shape of each array."""
-    return {name: (array.dtype.name, array.shape) for name, array in arrays.items()}
+def _kinds(arrays: Mapping[str, Array]) -> dict[str, str]:
+    """Element type and shape of each array, in words."""
+    return {name: f"{array.dtype} {shape_text(array.shape)}" for name, array in arrays.items()}
+
+
+def _differences(ours: Mapping[str, str], theirs: Mapping[str, str]) -> str:
+    """Where the arrays of a checkpoint are others than those of the model, the first few."""
+    names = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
+    told = [f"{n} is {ours.get(n, 'not')} here and {theirs.get(n, 'not')} there" for n in names[:3]]
+    more = [f"and {len(names) - 3} more"] if len(names) > 3 else []
+    return "; ".join(told + more)
 
 
 def _under(prefix: str, arrays: Mapping[str, Array]) -> dict[str, Array]:

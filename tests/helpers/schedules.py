@@ -92,7 +92,11 @@ def lives(made):
 
 
 def check_memory(made):
-    """No two live buffers overlap, and all of them lie inside the arena."""
+    """No two live buffers overlap, all of them lie inside the arena, and no two results are one."""
+    results = {n for i, n in enumerate(made.graph.outputs) if i not in made.graph.aliases}
+    results = {node for node in results if node.op.kind is not Kind.LEAF}
+    buffers = [made.buffers[node] for node in results]
+    assert len({(b.role, b.name, b.offset) for b in buffers}) == len(results)
     spent = {}
     for number, group in enumerate(made.groups):
         out = made.buffers[group.outputs[0]]

@@ -11,6 +11,7 @@ Besides them:
 `inf`, `nan`                    constants
 `f32(x)`, `f64(x)`              conversion to float32, float64
 `i64(x)`, `i32(x)`, `u8(x)`     conversion to an integer, towards zero
+`plus`, `minus`, `times`        of two integers, as int64 that wraps around; + - * must not
 `div(a, b)`, `mod(a, b)`        quotient and remainder of int64, a >= 0 and b > 0
 `philox(index, key, call)`      63 random bits, as int64
 `at(p, offset)`                 the pointer `p` moved by `offset` elements
@@ -48,6 +49,7 @@ def namespace(isa: Isa) -> Mapping[str, Any]:
         | {"f32": types.float32, "f64": types.float64}
         | {"i64": types.int64, "i32": types.int32, "u8": types.uint8}
         | {"inf": math.inf, "nan": math.nan}
+        | {name: _wrapping(name, how) for name, how in _WRAPPING.items()}
         | {"div": _div, "mod": _mod, "at": _at, "local": _local}
         | {"prefetch": _prefetch, "raise_error": _raise_error, "philox": _philox}
     )
@@ -84,6 +86,23 @@ def _integer_abs(context: Any, builder: Any, signature: Any, operands: Any) -> A
         return x
     negative = builder.icmp_signed("<", x, x.type(0))
     return builder.select(negative, builder.neg(x), x)
+
+
+#: Of integers, by the method of the builder.
+_WRAPPING = {"plus": "add", "minus": "sub", "times": "mul"}
+
+
+def _wrapping(name: str, how: str) -> Any:
+    """Arithmetic on int64 whose result may overflow."""
+
+    def generate(context: Any, builder: Any, signature: Any, operands: Any) -> Any:
+        return getattr(builder, how)(*operands)
+
+    def definition(typing: Any, a: Any, b: Any) -> Any:
+        return types.int64(types.int64, types.int64), generate
+
+    definition.__name__ = definition.__qualname__ = name
+    return intrinsic(definition)
 
 
 @intrinsic

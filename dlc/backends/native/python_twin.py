@@ -102,8 +102,13 @@ def _sigmoid(x: Any) -> Any:
     return 1 / (1 + np.exp(-x))
 
 
+def _wrapped(x: int) -> int:
+    """The number that an int64 of the same low bits is."""
+    return (x + 2**63) % 2**64 - 2**63
+
+
 def _i32(x: Any) -> int:
-    return int(np.int32(x))
+    return (int(x) + 2**31) % 2**32 - 2**31
 
 
 def _u8(x: Any) -> int:
@@ -144,9 +149,11 @@ _NAMES: dict[str, Any] = {
     "local": _local,
     "log": np.log,
     "log1p": np.log1p,
+    "minus": lambda a, b: _wrapped(int(a) - int(b)),
     "mod": lambda a, b: int(a) % int(b),
     "nan": math.nan,
     "philox": lambda index, key, call: int(random_bits(np.asarray(index), key, call)),
+    "plus": lambda a, b: _wrapped(int(a) + int(b)),
     "pow": np.power,
     "prefetch": lambda pointer, offset: None,
     "raise_error": _raise_error,
@@ -157,6 +164,7 @@ _NAMES: dict[str, Any] = {
     "sin": np.sin,
     "sqrt": np.sqrt,
     "tanh": np.tanh,
+    "times": lambda a, b: _wrapped(int(a) * int(b)),
     "trunc": np.trunc,
     "u8": _u8,
 }

@@ -404,9 +404,11 @@ def scalar_text(node: Node, operands: Sequence[str], mixed: bool = False) -> str
     text = template.format(*(f"_{i}_" for i in range(len(operands))), **attrs)
     single = mixed and working == "float32"
     text = float_literals(text, single) if working.startswith("float") else integer_form(text)
+    whole = node.dtype in ("int64", "int32", "uint8") and any(sign in text for sign in "+-*")
+    text = wrapping(text) if whole else text
     for i, operand in enumerate(operands):
         text = text.replace(f"_{i}_", operand if operand.isidentifier() else f"({operand})")
-    return text
+    return cast(text, "int64", node.dtype) if whole else text
 
 
 @lru_cache(maxsize=4096)
@@ -442,6 +444,29 @@ def integer_form(text: str) -> str:
             return node
 
     return ast.unparse(ast.fix_missing_locations(Integers().visit(ast.parse(text, mode="eval"))))
+
+
+@lru_cache(maxsize=4096)
+def wrapping(text: str) -> str:
+    """An expression over integers whose results wrap around; + - * are for sizes and places, which
+    LLVM may expect not to.
+    """
+    names = {ast.Add: "plus", ast.Sub: "minus", ast.Mult: "times"}
+
+    class Wrapping(ast.NodeTransformer):
+        def visit_BinOp(self, node: ast.BinOp) -> ast.AST:
+            self.generic_visit(node)
+            if type(node.op) not in names:
+                return node
+            return ast.Call(ast.Name(names[type(node.op)]), [node.left, node.right], [])
+
+        def visit_UnaryOp(self, node: ast.UnaryOp) -> ast.AST:
+            self.generic_visit(node)
+            if not isinstance(node.op, ast.USub) or isinstance(node.operand, ast.Constant):
+                return node
+            return ast.Call(ast.Name("minus"), [ast.Constant(0), node.operand], [])
+
+    return ast.unparse(ast.fix_missing_locations(Wrapping().visit(ast.parse(text, mode="eval"))))
 
 
 def literal(value: Any, dtype: str) -> str:

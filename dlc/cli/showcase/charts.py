@@ -27,6 +27,8 @@ class Axis:
     low, high : float
     start, end : float
     log : bool
+    zero : bool
+        Of a logarithmic axis: its foot stands for 0, a decade below the least that is more.
     """
 
     low: float
@@ -34,6 +36,7 @@ class Axis:
     start: float
     end: float
     log: bool = False
+    zero: bool = False
 
     def __call__(self, value: float) -> float:
         """The pixel of a value."""
@@ -77,17 +80,17 @@ def lines(
     across, up : str
         What the axes show.
     log : bool
-        A logarithmic vertical axis; values that are not above 0 lie at its foot.
+        A logarithmic vertical axis; values that are not above 0 lie at its foot, marked 0.
     first : int
         The number of the first point.
     colours : sequence of str
         Classes of the style sheet, one for each series.
     """
-    values = [value for each in series.values() for value in each if value > 0 or not log]
+    values = [value for each in series.values() for value in each]
     low, high = _range(values, log)
     count = max(map(len, series.values()))
     x = Axis(first, first + max(count - 1, 1), LEFT, WIDTH - RIGHT)
-    y = Axis(low, high, HEIGHT - BOTTOM, TOP, log)
+    y = Axis(low, high, HEIGHT - BOTTOM, TOP, log, zero=log and min(values) <= 0)
     body = [*_horizontal(y), *_vertical(x)]
     for colour, (name, points) in zip(colours, series.items()):
         places = " ".join(f"{x(first + n):.1f},{y(v):.1f}" for n, v in enumerate(points))
@@ -138,9 +141,12 @@ def legend(names: Iterable[str], colours: Sequence[str] = COLOURS) -> str:
 
 
 def _range(values: Sequence[float], log: bool) -> tuple[float, float]:
-    low, high = min(values, default=1.0), max(values, default=1.0)
     if log:
-        return 10.0 ** math.floor(math.log10(low)), 10.0 ** math.ceil(math.log10(high) + 1e-9)
+        above = [value for value in values if value > 0]
+        low, high = min(above, default=1.0), max(above, default=1.0)
+        first = math.floor(math.log10(low)) - (len(above) < len(values))
+        return 10.0**first, 10.0 ** math.ceil(math.log10(high) + 1e-9)
+    low, high = min(values), max(values)
     margin = 0.05 * (high - low) or 0.5
     return low - margin, high + margin
 
@@ -154,6 +160,8 @@ def _horizontal(y: Axis) -> list[str]:
     for tick in y.ticks():
         found.append(f'<path class="grid" d="M{LEFT} {y(tick):.1f}H{WIDTH - RIGHT}"/>')
         text = _power(tick) if y.log else _written(tick)
+        if y.zero and tick == y.low:
+            text = "0"
         found.append(f'<text class="end" x="{LEFT - 6}" y="{y(tick) + 4:.1f}">{text}</text>')
     return found
 

@@ -146,8 +146,7 @@ def learn(
     """Train a network; test samples are only looked at, for the curves and at the end."""
     set_seed(seed)
     model, optimizer, told = make(), optim.AdamW(lr=RATE), _Losses()
-    initial = {name: np.array(array) for name, array in model.state_dict().items()}
-    optimizer.bind(model.named_parameters())
+    initial = model.state_dict()
     steps = -(-len(train) // BATCH)
     schedule = optim.lr_scheduler.OneCycleLR(optimizer, RATE, epochs=epochs, steps_per_epoch=steps)
     trainer = Trainer(

@@ -15,7 +15,7 @@ import numpy as np
 
 from dlc.cli.showcase import charts, figures, in_c
 from dlc.cli.showcase.beside import TIMED, Twins
-from dlc.cli.showcase.contest import BATCH, Contest
+from dlc.cli.showcase.contest import BATCH, TRAINING_SHARE, Contest
 from dlc.cli.showcase.in_c import Answer
 from dlc.cli.showcase.style import STYLE
 from dlc.report import duration, percent, quantity
@@ -180,10 +180,10 @@ def _contest(held: Contest) -> str:
     ]
     heads = ("", *(f"split {n + 1}" for n in range(splits)), "mean")
     words = (
-        f"{splits} times the digits are split anew into {100 - 20} % to learn from and 20 % to be "
-        "judged by, each class by its share. The networks see their digits slightly turned, moved "
-        "and slanted, otherwise in every pass; the recipe is the same for both networks and for "
-        "all splits. Each dot is one split."
+        f"In each split {percent(TRAINING_SHARE)} of the digits are to learn from and the others "
+        "to be judged by, each class by its share. The networks see their digits slightly turned, "
+        "moved and slanted, otherwise in every pass; the recipe is the same for both networks and "
+        "for all splits. Each dot is one split."
     )
     return _section(
         "Who reads best?",
@@ -384,10 +384,12 @@ def _compiled(story: Story) -> str:
 def _kernels(name: str, profile: Profile) -> str:
     rows = list(_kernel_rows(profile))
     peak = quantity(profile.peak.flops, "FLOP/s")
-    title = f"{name} of {BATCH} images: {duration(profile.call)}, {len(rows)} kernels"
+    title = f"{name} of {BATCH} images: {len(rows)} kernels, {duration(profile.seconds)}"
+    share = profile.flops / profile.seconds / profile.peak.flops
     words = (
-        f"{percent(profile.share)} of the peak of {peak} on {profile.peak.threads} threads "
-        f"({profile.peak.isa}) over the whole call."
+        f"All kernels together reach {percent(share)} of the peak of {peak} on "
+        f"{profile.peak.threads} threads ({profile.peak.isa}). Times are medians of "
+        f"{profile.repeats} calls, each with about {duration(profile.clock)} for the clock."
     )
     heads = ("kernel", "time", "of all", "FLOPs", "bytes", "of peak", "")
     return (

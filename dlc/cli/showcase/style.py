@@ -52,7 +52,8 @@ img.ink { image-rendering: pixelated; width: 56px; height: 56px; border-radius: 
 .legend { display: flex; flex-wrap: wrap; gap: .1rem 1rem; margin: 0 0 .4rem; font-size: .875rem; }
 .key::before { content: ""; display: inline-block; width: .8em; height: .8em; border-radius: 3px;
   margin-right: .4em; vertical-align: -.05em; background: var(--key); }
-.key.faint::before { height: .2em; vertical-align: .2em; opacity: .7; }
+.key.faint::before { height: .2em; vertical-align: .2em; border-radius: 0; background:
+  linear-gradient(90deg, var(--key) 38%, transparent 38% 62%, var(--key) 62%); }
 .key.a { --key: var(--a); } .key.b { --key: var(--b); } .key.c { --key: var(--c); }
 .key.d { --key: var(--d); }
 .matrix { width: 100%; max-width: 27rem; height: auto; display: block; margin: 0 auto;

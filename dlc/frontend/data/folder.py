@@ -29,6 +29,7 @@ class ImageFolder(Dataset):
     ----------
     folder : path
         Its subfolders are the classes, in order of their names; images lie in them at any depth.
+        Hidden ones, whose names begin with a dot, are passed over.
     size : int or pair of int, optional
         Height and width that each image is resized to. Without it, all must have one size.
     mode : "RGB", "L" or "RGBA"
@@ -67,7 +68,8 @@ class ImageFolder(Dataset):
         for pixels in self.size or ():
             check_pixels("size", pixels, 1)
         self.mode = mode
-        self.classes = tuple(sorted(entry.name for entry in root.iterdir() if entry.is_dir()))
+        names = (entry.name for entry in root.iterdir() if entry.is_dir())
+        self.classes = tuple(sorted(name for name in names if not name.startswith(".")))
         found = [_files(root / name) for name in self.classes]
         if not found or not all(found):
             empty = [name for name, files in zip(self.classes, found) if not files]
@@ -119,7 +121,8 @@ images = ImageFolder
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    return sorted(p for p in found if not any(n[0] == "." for n in p.relative_to(folder).parts))
 
 
 def _extent(image: Array) -> str:

@@ -10,8 +10,11 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 from dlc.frontend import functional as F
+from dlc.frontend.losses import weight_of
 from dlc.frontend.module import Module
+from dlc.frontend.tensors import as_tensor
 from dlc.ir.node import Node
+from dlc.ir.types import is_float
 
 
 class _Loss(Module):
@@ -37,7 +40,25 @@ class _Loss(Module):
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in shown)
 
 
-class CrossEntropyLoss(_Loss):
+class LabelLoss(_Loss):
+    """A loss of labels, some of which may count more than others, or not at all."""
+
+    def weight_of(self, target: Node) -> Node | None:
+        """What its value for a batch counts in a mean over several; None is by samples.
+
+        Parameters
+        ----------
+        target : Tensor
+            As for the loss.
+        """
+        if self.reduction != "mean" or is_float(target.dtype):
+            return None
+        label = target.long() if target.dtype == "uint8" else target
+        weights = [] if self.weight is None else [as_tensor(self.weight)]
+        return weight_of(label, weights, self.ignore_index)
+
+
+class CrossEntropyLoss(LabelLoss):
     """Minus the logarithm of the softmax of scores (N, C, ...), at the class that is wanted.
 
     Parameters
@@ -69,7 +90,7 @@ class CrossEntropyLoss(_Loss):
         )
 
 
-class NLLLoss(_Loss):
+class NLLLoss(LabelLoss):
     """Minus the logarithm of a probability (N, C, ...), at the class that is wanted.
 
     `CrossEntropyLoss` explains the parameters.

@@ -185,8 +185,8 @@ class Group(Mapping[str, Any]):
             numbers = tuple(np.array(float(number), np.float64) for number in given)
         except (TypeError, ValueError):
             numbers = ()
-        if len(numbers) != count:
-            expected = "two numbers" if count > 1 else "a number"
+        if len(numbers) != count or not np.isfinite(numbers).all():
+            expected = "two finite numbers" if count > 1 else "a finite number"
             raise ArgumentError(explain(f"{name} of {self._owner}", expected, repr(value)))
         return numbers
 

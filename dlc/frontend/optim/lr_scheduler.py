@@ -6,11 +6,12 @@ optimiser multiply, and a rate that somebody sets by hand is carried on from.
 
 from __future__ import annotations
 
+import inspect
 import math
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 from dlc.errors import ArgumentError, WeightsError, explain
 from dlc.frontend.optim.group import Group
@@ -39,6 +40,16 @@ class _Schedule:
     optimizer: Optimizer
     last_epoch: int
     _last_lr: list[float]
+
+    def __new__(cls, *args: Any, **options: Any) -> Self:
+        """Refuse arguments that the schedule does not have, as optimisers do."""
+        known = inspect.signature(cls.__init__).parameters.values()
+        names = [each.name for each in known][1:]
+        if all(each.kind is not each.VAR_KEYWORD for each in known):
+            for name in set(options).difference(names):
+                expected = f"the arguments {', '.join(names)}"
+                raise ArgumentError(explain(cls.__name__, expected, repr(name)))
+        return super().__new__(cls)
 
     def get_last_lr(self) -> list[float]:
         """The learning rate of each group, as this schedule last set it."""

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from dlc.errors import ArgumentError, ShapeError, TraceError, WeightsError, explain
+from dlc.errors import ArgumentError, DTypeError, ShapeError, TraceError, WeightsError, explain
 from dlc.frontend.optim.group import Group
 from dlc.frontend.parameter import Buffer, Parameter, as_array
 from dlc.frontend.scope import Scope, active
@@ -210,6 +210,11 @@ class Optimizer(ABC):
         for name, value in self.slots(group).items():
             if name not in slots:
                 slots[name] = Buffer(np.full(parameter.shape, value, parameter.dtype))
+            if slots[name].dtype != parameter.dtype:
+                expected = f"a parameter of {slots[name].dtype}, as when it was bound to the model"
+                advice = "Make an optimiser behind model.double() or model.to()."
+                message = explain(type(self).__name__, expected, parameter.dtype, advice=advice)
+                raise DTypeError(message)
         return {name: slots[name] for name in self.slots(group)}
 
     # State.
@@ -250,13 +255,19 @@ class Optimizer(ABC):
         WeightsError
             It is of another kind of optimiser or of other parameters; nothing was changed.
         """
+        if missing := {"state", "param_groups"} - set(state_dict):
+            expected, got = (
+                "a dict with 'state' and 'param_groups'",
+                f"one without {min(missing)!r}",
+            )
+            raise WeightsError(self._state_error(expected, got))
         groups, state = state_dict["param_groups"], state_dict["state"]
         ours = [len(group.params) for group in self.param_groups]
         theirs = [len(group["params"]) for group in groups]
         if ours != theirs:
             advice = "" if any(ours) else "It learns its parameters from bind, or when it is made."
-            expected, got = f"groups of {_counts(ours)} parameters", f"groups of {_counts(theirs)}"
-            raise WeightsError(self._state_error(expected, got, advice))
+            expected = f"{_counts(ours)} parameters"
+            raise WeightsError(self._state_error(expected, _counts(theirs), advice))
         options = [self._loaded_options(group) for group in groups]
         loaded = [
             self._loaded_slots(group, [state.get(number, {}) for number in saved["params"]])
@@ -367,4 +378,4 @@ def _parameter(owner: str, value: Any) -> Parameter:
 
 
 def _counts(numbers: list[int]) -> str:
-    return " and ".join(map(str, numbers))
+    return f"groups of {' and '.join(map(str, numbers))}" if numbers else "no groups"
