@@ -81,8 +81,8 @@ def test_gradients(name):
 
 #: Adam divides each element by its own size, so that those whose gradient is nothing but rounding
 #: may go the other way, by up to twice the rate. Of these nets' eleven million elements a few do in
-#: ten steps; where rounding takes a value across a ReLU's threshold, more. Such steps parted by up to
-#: 2e-2 of a tensor's step in its norm, in the smooth twin by 5e-3. SGD's steps need no allowance.
+#: ten steps; where rounding takes a value across a ReLU's threshold, more. Such steps parted by up
+#: to 2e-2 of a tensor's step in its norm, in the smooth twin by 5e-3. SGD's need no allowance.
 JUMPS_OF_ADAM = {"resnet18": 1e-1, "vgg11_bn": 1e-1, "smooth_resnet18": 2e-2}
 
 
