@@ -1,4 +1,5 @@
-"""What all tests share: a kernel cache of their own, fresh interpreters, random numbers.
+"""What all tests share: a kernel cache of their own, fresh interpreters, command lines, random
+numbers.
 
 A cache of their own, so that a run never depends on what an earlier one left; set `DLC_CACHE_DIR`
 to keep compiled kernels between runs.
@@ -9,10 +10,13 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import warnings
 
 import numpy as np
 import pytest
 from hypothesis import settings
+
+from dlc import cli
 
 # Compiling inside an example takes what it takes, and a failure must be the same for everybody.
 settings.register_profile("dlc", deadline=None, derandomize=True)
@@ -47,5 +51,21 @@ def run_python():
         )
         assert done.returncode == 0, done.stderr
         return done.stdout
+
+    return run
+
+
+@pytest.fixture
+def line(capsys, monkeypatch):
+    """Run a command line in this process: exit code, standard output, standard error."""
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+
+    def run(*arguments):
+        try:
+            code = cli.main([str(each) for each in arguments])
+        except SystemExit as end:
+            code = end.code
+        out, err = capsys.readouterr()
+        return code, out, err
 
     return run

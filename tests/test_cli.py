@@ -71,22 +71,6 @@ output y = %2
 
 
 @pytest.fixture
-def line(capsys, monkeypatch):
-    """Run a command line in this process: exit code, standard output, standard error."""
-    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
-
-    def run(*arguments):
-        try:
-            code = cli.main([str(each) for each in arguments])
-        except SystemExit as end:
-            code = end.code
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
-
-
-@pytest.fixture
 def model(tmp_path):
     """A file of models, as `file.py:`."""
     file = tmp_path / "model.py"

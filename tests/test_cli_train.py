@@ -8,7 +8,6 @@ import struct
 import subprocess
 import sys
 import time
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -45,20 +44,10 @@ DIGITS = ("--data", "digits:8")
 
 
 @pytest.fixture
-def line(capsys, monkeypatch, tmp_path):
-    """Run a command line in this process, in an empty folder: exit code, output, errors."""
-    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+def line(line, monkeypatch, tmp_path):
+    """Run a command line in an empty folder."""
     monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        try:
-            code = cli.main([str(each) for each in arguments])
-        except SystemExit as end:
-            code = end.code
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
+    return line
 
 
 @pytest.fixture

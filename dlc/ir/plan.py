@@ -16,6 +16,8 @@ from typing import Any, TypeAlias
 from dlc.ir.sizes import Dim, Floor, Poly, Size, as_size, product
 from dlc.ir.types import ITEMSIZE, TensorType
 
+#: The order of an image (N, C, H, W) in which convolutions compute.
+CHANNELS_LAST = (0, 2, 3, 1)
 #: Buffers in the arena begin at multiples of this many bytes: two cache lines, as the adjacent-line
 #: prefetcher pairs them.
 ALIGNMENT = 128

@@ -7,7 +7,7 @@ memory pass the buffers; a backend then turns each group into one kernel.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from graphlib import TopologicalSorter
 
@@ -89,6 +89,12 @@ def flops_of(node: Node) -> Size:
     if kind in ("reduce", "window"):
         return node.inputs[0].tensor_type.count
     return 0
+
+
+def waits_of(groups: Sequence[Group]) -> list[set[int]]:
+    """For each group the numbers of those that write what it reads."""
+    maker = {node: i for i, group in enumerate(groups) for node in group.outputs}
+    return [{maker[node] for node in group.inputs if node in maker} for group in groups]
 
 
 def in_order(waits: Mapping[int, Collection[int]]) -> list[int]:

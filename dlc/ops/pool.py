@@ -31,6 +31,10 @@ from dlc.ops.window import (
     torch_vjp,
 )
 
+#: Gradients of pooling: each stores an element once it is final.
+POOL_GRADIENTS = ("max_pool2d_grad", "avg_pool2d_grad")
+
+
 # Canonical attributes.
 
 

@@ -22,11 +22,11 @@ from dlc.ir.rewrite import Journal
 from dlc.ir.schedule import Group
 from dlc.ir.sizes import Size, bounds
 from dlc.ops.across import SCALARS_AT_STORE
+from dlc.ops.pool import POOL_GRADIENTS
 from dlc.passes.decompose import Decompose
-from dlc.passes.layout import AssignLayouts, layouts
-from dlc.passes.select import SelectAlgorithms
+from dlc.passes.layout import layouts
+from dlc.passes.pipelines import FORMS
 from dlc.passes.siblings import merge_siblings
-from dlc.passes.sink_reshapes import SinkReshapes
 from dlc.passes.updates import join_updates
 
 #: The contraction whose store can take the maximum of each 2x2, but reads no operand as large as
@@ -35,8 +35,6 @@ POOLS_AT_STORE = "conv2d_planes"
 #: Ops whose elements lie where data says: their source must be in memory, everything else about
 #: them is a loop.
 INDIRECT = ("take", "gather")
-#: Gradients of pooling, which store each element once it is final.
-POOL_GRADIENTS = ("max_pool2d_grad", "avg_pool2d_grad")
 #: Pointwise ops that cost less than reading their result from memory.
 CHEAP = frozenset(
     [
@@ -62,8 +60,7 @@ class Fuse(Pass):
 
     def run(self, graph: Graph, journal: Journal) -> Graph:
         """The graph in the ops that kernels compute, as its text form tells."""
-        steps = (Decompose(), SelectAlgorithms(), SinkReshapes(), AssignLayouts())
-        for step in steps:
+        for step in (Decompose(), *FORMS):
             graph = step.run(graph, journal)
         told: dict[Node, list[str]] = {}
         groups = (each for each in fuse(graph, layouts(graph)) if not each.view)

@@ -15,14 +15,14 @@ from dlc.ir.graph import Graph
 from dlc.ir.manager import Pass
 from dlc.ir.node import Node, apply
 from dlc.ir.op import Kind
-from dlc.ir.plan import Layout
+from dlc.ir.plan import CHANNELS_LAST, Layout
 from dlc.ir.rewrite import Journal
 from dlc.ir.types import TensorType
 from dlc.ops.across import weight_order
 from dlc.ops.phases import reach_of_phases
+from dlc.ops.pool import POOL_GRADIENTS
 from dlc.ops.winograd import overhang
 
-CHANNELS_LAST = (0, 2, 3, 1)
 PLANES = (0, 1, 2, 3)
 CONVOLUTIONS = (
     "conv2d_direct",
@@ -32,7 +32,6 @@ CONVOLUTIONS = (
     "conv2d_phases",
 )
 WEIGHT_GRADIENT = "conv2d_weight_direct"
-POOLING_GRADIENTS = ("max_pool2d_grad", "avg_pool2d_grad")
 NO_HALO = ((0, 0),) * 4
 
 Halo = tuple[tuple[int, int], ...]
@@ -121,7 +120,7 @@ def _order(node: Node, orders: Mapping[Node, tuple[int, ...]]) -> tuple[int, ...
         return tuple(node.attrs["order"])
     if node.op.name in CONVOLUTIONS:
         return CHANNELS_LAST
-    if node.op.name in POOLING_GRADIENTS:
+    if node.op.name in POOL_GRADIENTS:
         return orders[node.inputs[0]]
     follows = node.op.kind in (Kind.POINTWISE, Kind.WINDOW) or node.op.name in (
         "pad",
@@ -140,7 +139,7 @@ def _need(
     node: Node, operand: int, orders: Mapping[Node, tuple[int, ...]]
 ) -> tuple[tuple[int, ...], Halo] | None:
     """The order and halo in which a node reads an operand, None where any will do."""
-    if operand == 1 and node.op.name in POOLING_GRADIENTS and orders[node] == CHANNELS_LAST:
+    if operand == 1 and node.op.name in POOL_GRADIENTS and orders[node] == CHANNELS_LAST:
         return CHANNELS_LAST, NO_HALO
     if operand == 1 and node.op.name == WEIGHT_GRADIENT:
         return CHANNELS_LAST, NO_HALO

@@ -7,7 +7,13 @@ from dlc.passes.canonicalise import Canonicalise
 from dlc.passes.decompose import Decompose
 from dlc.passes.fold_bn import FoldBatchNorm
 from dlc.passes.fold_constants import FoldConstants
+from dlc.passes.layout import AssignLayouts
+from dlc.passes.select import SelectAlgorithms
 from dlc.passes.simplify import Simplify
+from dlc.passes.sink_reshapes import SinkReshapes
+
+#: What gives a graph without composite ops the form that kernels compute.
+FORMS: tuple[Pass, ...] = (SelectAlgorithms(), SinkReshapes(), AssignLayouts())
 
 #: The graph as it was traced, in ops that backends lower.
 O0: tuple[Pass, ...] = (Decompose(),)

@@ -15,13 +15,12 @@ from dlc.ir.sizes import bounds
 from dlc.passes import run as run_passes
 from dlc.passes.fuse import fuse
 from dlc.passes.in_place import settle, with_own_values
-from dlc.passes.layout import AssignLayouts, layouts
+from dlc.passes.layout import layouts
 from dlc.passes.memory import assign_memory
 from dlc.passes.order import order_groups
+from dlc.passes.pipelines import FORMS
 from dlc.passes.prepare import PREPARED, split
 from dlc.passes.recompute import within
-from dlc.passes.select import SelectAlgorithms
-from dlc.passes.sink_reshapes import SinkReshapes
 from dlc.passes.traffic import Traffic
 
 
@@ -33,8 +32,7 @@ def schedule(
     """Schedules of `prepare` and `main`, and the bytes of prepared memory; ``run`` runs the passes
     that still rewrite the graph. Their arenas take at most ``memory_budget`` bytes.
     """
-    chosen = (SelectAlgorithms(), SinkReshapes(), AssignLayouts())
-    parts = split(run(with_own_values(graph), chosen))
+    parts = split(run(with_own_values(graph), FORMS))
     prepare = _scheduled(parts.prepare, "prepared", memory_budget)
     offsets, total = {}, 0
     for node, name in zip(parts.prepare.outputs, parts.names, strict=True):

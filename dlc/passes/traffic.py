@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dlc.ir.graph import Graph
 from dlc.ir.node import Node
 from dlc.ir.plan import SLACK, Buffer, Layout, align
-from dlc.ir.schedule import Group
+from dlc.ir.schedule import Group, waits_of
 from dlc.ir.sizes import bounds
 
 
@@ -39,8 +39,7 @@ class Traffic:
         self.nbytes = {node: 0 if node in ends else arena_bytes(node, layouts) for node in own}
         self.reads = [tuple(self._memory(group.inputs)) for group in groups]
         self.writes = [tuple(n for n in group.outputs if n in self.nbytes) for group in groups]
-        maker = {node: i for i, group in enumerate(groups) for node in group.outputs}
-        self.waits = [{maker[n] for n in group.inputs if n in maker} for group in groups]
+        self.waits = waits_of(groups)
 
     def _memory(self, nodes: Sequence[Node]) -> dict[Node, None]:
         """The values of the arena that nodes lie in, each once."""

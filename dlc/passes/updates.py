@@ -6,13 +6,13 @@ once, in the kernel of the contraction that makes the gradient.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from dlc.ir.graph import Graph
 from dlc.ir.node import Node
 from dlc.ir.op import Kind
 from dlc.ir.plan import Layout
-from dlc.ir.schedule import Group, in_order
+from dlc.ir.schedule import Group, in_order, waits_of
 from dlc.ops.across import SCALARS_AT_STORE
 
 #: Nodes of an update that a store still computes: in a longer one, texts would be repeated often.
@@ -29,7 +29,7 @@ def join_updates(
     for i, group in enumerate(groups):
         for node in group.inputs:
             readers.setdefault(node, []).append(i)
-    joined, behind = dict(enumerate(groups)), dict[int, int]()
+    joined = dict(enumerate(groups))
     for i, group in enumerate(groups):
         if not updates.issuperset(group.outputs) or group.anchor.op.kind is not Kind.POINTWISE:
             continue
@@ -41,9 +41,9 @@ def join_updates(
                 inside = (*groups[at].inside, *group.inside)
                 joined[at] = Group(groups[at].anchor, inside, (*kept, *group.outputs))
                 del joined[i]
-                behind[i] = at
                 break
-    return _ordered(joined, maker, behind)
+    made = tuple(joined.values())
+    return tuple(made[i] for i in in_order(dict(enumerate(waits_of(made)))))
 
 
 def _takes(made: Group, update: Group, value: Node, layouts: Mapping[Node, Layout]) -> bool:
@@ -66,14 +66,3 @@ def _is_read(node: Node, value: Node, layouts: Mapping[Node, Layout]) -> bool:
         return False
     alike = node.shape == value.shape and layouts[node] == layouts[value]
     return alike or node.tensor_type.count == 1
-
-
-def _ordered(
-    groups: Mapping[int, Group], maker: Mapping[Node, int], behind: Mapping[int, int]
-) -> tuple[Group, ...]:
-    """Groups by number, each after those that it reads; ``behind`` says where an update went."""
-    waits: dict[int, Collection[int]] = {}
-    for number, group in groups.items():
-        made = {maker[node] for node in group.inputs if node in maker}
-        waits[number] = {behind.get(i, i) for i in made} - {number}
-    return tuple(groups[number] for number in in_order(waits))

@@ -32,6 +32,7 @@ from dlc.ir.plan import Address, Arg, Buffer, Layout, Plan, Scratch, Site, Step
 from dlc.ir.schedule import Group, Schedule
 from dlc.ir.sizes import Size, as_size, bounds
 from dlc.ir.types import TensorType
+from dlc.ops.pool import POOL_GRADIENTS
 from dlc.runtime.bundle import Compiled
 from dlc.runtime.cache import Store
 
@@ -222,7 +223,7 @@ def _kernel_of(group: Group, schedule: Schedule, isa: Isa) -> KernelSource:
     kind = group.anchor.op.kind
     if kind is Kind.WINDOW:
         return window_kernel(group, schedule.layouts, "kernel")
-    if group.anchor.op.name in ("max_pool2d_grad", "avg_pool2d_grad"):
+    if group.anchor.op.name in POOL_GRADIENTS:
         return pool_grad_kernel(group, schedule.layouts, isa, "kernel")
     if group.anchor.op.name == "pack_winograd":
         return weights_kernel(group, schedule.layouts, isa)

@@ -23,19 +23,16 @@ from dlc.backends.numba_cpu.writer import (
     Loop,
     Var,
     Writer,
-    cast,
     literal,
     loop_over,
 )
 from dlc.ir.node import Node
 from dlc.ir.op import Kind
-from dlc.ir.plan import Layout
+from dlc.ir.plan import CHANNELS_LAST, Layout
 from dlc.ir.schedule import Group
 from dlc.ir.sizes import Size, as_size, bounds
 
 Index = tuple[Size, ...]
-
-CHANNELS_LAST = (0, 2, 3, 1)
 
 
 def pool_grad_kernel(
@@ -345,7 +342,7 @@ class _Overlapping(_PoolGradient):
         if self.picks:
             self._pick()
         else:
-            self._count()
+            self.window.count(("start0", "start1"))
         writer = self.writer
         place = self.at(self.window.place("oh"), self.window.place("ow"))
         with self.window.taps(("start0", "start1")) as (h, w), self.lanes():
@@ -375,18 +372,6 @@ class _Overlapping(_PoolGradient):
             writer.line(f"best[{lane}] = {value} if {wins} else best[{lane}]")
             tap = f"tap0 * {self.window.kernel[1]} + tap1"
             writer.line(f"winner[{lane}] = i32({tap}) if {wins} else winner[{lane}]")
-
-    def _count(self) -> None:
-        """Set ``count``: over how many elements a window averages."""
-        writer, attrs = self.writer, self.node.attrs
-        for axis in range(2):
-            before, after = attrs["padding"][axis] if attrs["count_include_pad"] else (0, 0)
-            extent = writer.size(self.node.shape[2 + axis] + after)
-            writer.line(f"low{axis} = start{axis} if start{axis} > {-before} else {-before}")
-            writer.line(f"high{axis} = start{axis} + {attrs['kernel'][axis]}")
-            writer.line(f"high{axis} = high{axis} if high{axis} < {extent} else {extent}")
-        number = cast("(high0 - low0) * (high1 - low1)", "int64", self.node.dtype)
-        writer.line(f"count = {number}")
 
     def _clear(self, until: str) -> None:
         """Zeros in the lines up to ``until``."""

@@ -34,7 +34,7 @@ class Window:
 
     def __init__(self, writer: Writer, node: Node, extents: tuple[Size, Size]):
         attrs = node.attrs
-        self.writer, self.extents = writer, extents
+        self.writer, self.node, self.extents = writer, node, extents
         self.kernel, self.stride = attrs["kernel"], attrs["stride"]
         self.dilation = attrs.get("dilation", (1, 1))
         self.before = tuple(before for before, _ in attrs["padding"])
@@ -71,6 +71,19 @@ class Window:
         """Whether a window lies inside, along one axis."""
         extent, start = self.writer.size(self.extents[axis]), self.start(axis, place)
         return f"{start} >= 0 and {start} + {self.reach(axis)} < {extent}"
+
+    def count(self, starts: tuple[str, str]) -> str:
+        """Over how many elements a window averages, as a number of the element type."""
+        writer, attrs = self.writer, self.node.attrs
+        for axis, start in enumerate(starts):
+            before, after = attrs["padding"][axis] if attrs["count_include_pad"] else (0, 0)
+            extent = writer.size(self.extents[axis] + after)
+            writer.line(f"low{axis} = {start}")
+            writer.line(f"high{axis} = low{axis} + {self.kernel[axis]}")
+            writer.line(f"high{axis} = high{axis} if high{axis} < {extent} else {extent}")
+            writer.line(f"low{axis} = low{axis} if low{axis} > {-before} else {-before}")
+        writer.line(f"count = {cast('(high0 - low0) * (high1 - low1)', 'int64', self.node.dtype)}")
+        return "count"
 
     @contextmanager
     def taps(self, starts: tuple[str, str]) -> Iterator[tuple[Size, Size]]:
@@ -217,7 +230,7 @@ class _WindowWriter:
         with self.window.taps(starts) as position, self._lanes(across):
             value = writer.value(self.x, (*self.index[:2], *position))
             writer.line(f"total[lane] = {combine(self.node, 'total[lane]', value)}")
-        count = self._count() if "{n}" in self.rule.finish else ""
+        count = self.window.count(starts) if "{n}" in self.rule.finish else ""
         with self._lanes(across):
             self._store(self.rule.finish.format(acc="total[lane]", n=count))
 
@@ -235,16 +248,3 @@ class _WindowWriter:
             if across is not None:
                 self.writer.line(f"{across.var.name} = base + lane")
             yield
-
-    def _count(self) -> str:
-        """How many elements the window averages over, as a number of the element type."""
-        writer, attrs = self.writer, self.node.attrs
-        for axis in range(2):
-            before, after = attrs["padding"][axis] if attrs["count_include_pad"] else (0, 0)
-            extent = writer.size(self.x.shape[2 + axis] + after)
-            writer.line(f"low{axis} = {self.window.start(axis, self.at[axis])}")
-            writer.line(f"high{axis} = low{axis} + {attrs['kernel'][axis]}")
-            writer.line(f"high{axis} = high{axis} if high{axis} < {extent} else {extent}")
-            writer.line(f"low{axis} = low{axis} if low{axis} > {-before} else {-before}")
-        writer.line(f"count = {cast('(high0 - low0) * (high1 - low1)', 'int64', self.node.dtype)}")
-        return "count"
