@@ -344,7 +344,7 @@ def test_a_value_that_must_be_finite(target):
         return value
 
     exe = dlc.compile(step, dlc.TensorSpec((3,)), target=target)
-    with pytest.raises(NumericsError, match=r"expects a finite (number|value)"):
+    with pytest.raises(NumericsError, match="check_finite"):
         exe(np.array([1, np.nan, 0], np.float32))
     np.testing.assert_array_equal(model.a.numpy(), np.ones(3))
     assert exe(np.ones(3, np.float32)) == 3

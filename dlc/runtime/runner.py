@@ -360,13 +360,9 @@ class Runner:
         site, position = self.plan.sites[code % SITES - 1], code // SITES
         shape = tuple(evaluate(size, values) for size in site.shape)
         place = tuple(int(i) for i in np.unravel_index(position, shape)) if shape else ()
-        if site.op == "check_finite" and shape:
+        if site.op == "check_finite":
             message = explain(site.op, "a finite value", f"another at {place}", where=site.module)
             return NumericsError(message)
-        if site.op == "check_finite":
-            came = "NaN or infinity"
-            advice = "A smaller learning rate may help; a Trainer says in which layer it began."
-            return NumericsError(explain("a loss", "a finite number", came, advice=advice))
         expected = f"{site.what} from 0 to {evaluate(site.extent, values) - 1}"
         return IndexError(explain(site.op, expected, f"{got} at {place}", where=site.module))
 
