@@ -32,6 +32,10 @@ KERNELS = {
     "sum+": "weight",
     "conv2d": "data",
     "pack": "data",
+    "pad": "data",
+    "reshape": "data",
+    "transpose": "data",
+    "slice": "data",
     "relayout": "",
     "halo": "",
 }

@@ -1,8 +1,8 @@
 """Choose the form of each convolution, and of its gradient for the input.
 
 The gradient for the input is a convolution too, of the gradient with turned weights: input and
-output channels exchanged, taps reversed. So it has the same forms, and another for strides, which
-goes by phases.
+output channels exchanged, taps reversed. So it has the same forms, and others for strides, which go
+by phases: one convolution for each, or one for all of them whose channels are their pixels.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ PLANES = 4
 FEW_CHANNELS, TILE_CHANNELS = 8, 6
 #: Pixels of a line from which that pays.
 WIDE = 8
+#: Channels that a tile computes in the time of one.
+LANES = 16
 #: What Winograd's algorithm costs besides its products, in multiply-adds: transforming an element
 #: of a tile, before or behind them, and reading a weight from memory, of which it has more. Both
 #: were measured on 3x3 convolutions of ResNet-18 and VGG-16 with weights that no cache held.
@@ -103,6 +105,17 @@ class Weights:
         own = apply("slice", self.node, starts=starts, stops=stops, steps=steps)
         return Weights(own, self.groups, self.turned)
 
+    def of_blocks(self, rows: int, columns: int) -> Weights:
+        """Those of the convolution whose channels are pixels of blocks; see `Blocks`."""
+        o, c, *kernel = self.node.shape
+        down, across = -(-kernel[0] // rows), -(-kernel[1] // columns)
+        high = (0, 0, down * rows - kernel[0], across * columns - kernel[1])
+        w = apply("pad", self.node, low=(0,) * 4, high=high, value=0.0) if any(high) else self.node
+        w = apply("reshape", w, shape=(o, c, down, rows, across, columns))
+        w = apply("transpose", w, axes=(0, 3, 5, 1, 2, 4))
+        shape = (o, rows * columns * c, down, across)
+        return Weights(apply("reshape", w, shape=shape), turned=True)
+
 
 @dataclass(frozen=True)
 class Convolutions:
@@ -134,6 +147,8 @@ class Convolutions:
             )
             if min(min(sides) for sides in padding) >= 0:
                 return self._dense(g, weights, {**attrs, "padding": padding}, node.shape)
+        if (blocks := _blocks(node, g, weights)) is not None:
+            return self._by_blocks(node, g, weights, *blocks)
         return _by_phases(node, g, weights)
 
     def weight_grad(self, node: Node, x: Node, g: Node) -> Node:
@@ -163,6 +178,22 @@ class Convolutions:
         return apply(
             "conv2d_direct", x, packed, channels=channels, planes=planes, groups=groups, **slide
         )
+
+    def _by_blocks(
+        self, node: Node, g: Node, weights: Weights, rows: Blocks, columns: Blocks
+    ) -> Node:
+        """The gradient for the input as one convolution, whose channels are pixels of blocks."""
+        (images, channels), axes = node.shape[:2], (rows, columns)
+        down, across = rows.stride, columns.stride
+        shape = (images, down * across * channels, rows.count, columns.count)
+        padding = tuple(axis.padding for axis in axes)
+        attrs = {"stride": (1, 1), "padding": padding, "dilation": (1, 1)}
+        y = self._dense(g, weights.of_blocks(down, across), attrs, shape)
+        y = apply("reshape", y, shape=(images, down, across, channels, rows.count, columns.count))
+        y = apply("transpose", y, axes=(0, 3, 4, 1, 5, 2))
+        y = apply("reshape", y, shape=(images, channels, down * rows.count, across * columns.count))
+        stops = (images, channels, *(axis.skipped + axis.size for axis in axes))
+        return apply("slice", y, starts=(0, 0, rows.skipped, columns.skipped), stops=stops)
 
     def _winograd_tile(
         self, weights: Weights, attrs: Mapping[str, Any], shape: tuple[Size, ...]
@@ -219,6 +250,78 @@ def winograd_tile(
         products = tiles * (weights + TRANSFORM * (outputs + inputs))
         costs[m] = (m + 2) ** 2 * (products + transformed * weights)
     return min(costs, key=lambda m: costs[m])
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """A line of the input of a strided convolution in blocks as long as the stride.
+
+    Padding included, element r of block Q meets the taps r + stride k of the windows Q - k: the
+    same windows for every element. So the gradient is an ordinary convolution whose channels are
+    the elements of a block, times those of the input; taps there are not weigh nothing. This is the
+    sub-pixel convolution of Shi et al., "Real-Time Single Image and Video Super-Resolution", 2016.
+    A few channels fill vectors so, and do not in phases.
+
+    Attributes
+    ----------
+    size, windows : int
+        Elements of the input, and of the gradient.
+    kernel, stride, before : int
+        Taps, and elements of padding in front.
+    """
+
+    size: int
+    windows: int
+    kernel: int
+    stride: int
+    before: int
+
+    @property
+    def taps(self) -> int:
+        """Taps of the convolution of the gradient."""
+        return -(-self.kernel // self.stride)
+
+    @property
+    def first(self) -> int:
+        """The first block with an element of the input."""
+        return self.before // self.stride
+
+    @property
+    def count(self) -> int:
+        """Blocks with an element of the input."""
+        return (self.before + self.size - 1) // self.stride + 1 - self.first
+
+    @property
+    def skipped(self) -> int:
+        """Elements of the first block in front of the input."""
+        return self.before - self.first * self.stride
+
+    @property
+    def padding(self) -> tuple[int, int]:
+        """Zeros around the gradient; fewer than none where windows lie outside the input."""
+        return self.taps - 1 - self.first, self.first + self.count - self.windows
+
+
+def _blocks(node: Node, g: Node, weights: Weights) -> tuple[Blocks, Blocks] | None:
+    """The blocks of a gradient's rows and columns, if they take fewer products than phases."""
+    attrs, sizes = node.attrs, (*node.shape[2:], *g.shape[2:])
+    known = all(isinstance(size, int) for size in sizes)
+    if weights.groups > 1 or attrs["dilation"] != (1, 1) or not known:
+        return None
+    befores = [before for before, _ in attrs["padding"]]
+    lines = zip(sizes[:2], sizes[2:], weights.kernel, attrs["stride"], befores, strict=True)
+    rows, columns = (Blocks(*line) for line in lines)
+    if min(*rows.padding, *columns.padding) < 0:
+        return None
+    phases = rows.kernel * columns.kernel * _in_vectors(weights.outputs)
+    pixels = rows.stride * columns.stride
+    joined = rows.taps * columns.taps * _in_vectors(pixels * weights.outputs)
+    return (rows, columns) if joined < phases else None
+
+
+def _in_vectors(channels: int) -> int:
+    """Channels, those included that fill the last vector."""
+    return -(-channels // LANES) * LANES
 
 
 def _by_phases(node: Node, g: Node, weights: Weights) -> Node:
