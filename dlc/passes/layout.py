@@ -147,6 +147,8 @@ def _need(
         planes = node.op.name == "conv2d_planes" or node.attrs.get("planes")
         order = PLANES if planes else CHANNELS_LAST
         reach = node.attrs["padding"]
+        if node.op.name == "conv2d_planes":
+            reach = _reach_of_planes(node)
         if node.op.name == "conv2d_phases":
             reach = reach_of_phases(node.attrs, node.inputs[0].shape[2:])
         if node.op.name == "conv2d_winograd":  # its tiles reach beyond the padding
@@ -154,6 +156,17 @@ def _need(
             reach = tuple((low, high + more) for (low, high), more in zip(reach, beyond))
         return order, ((0, 0), (0, 0), *reach)
     return None
+
+
+def _reach_of_planes(node: Node) -> Halo:
+    """Zeros that a convolution of planes reads around its operand: it takes lines in pairs, and
+    leaves out lines of the kernel that meet zeros for both.
+    """
+    above_and_below, beside = node.attrs["padding"]
+    lines = node.inputs[1].shape[2]
+    if max(above_and_below) >= lines:  # there are lines of the result that meet no pixel
+        return above_and_below, beside
+    return tuple(min(side, 1) for side in above_and_below), beside
 
 
 def _needs(

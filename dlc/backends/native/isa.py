@@ -51,6 +51,11 @@ class Isa:
         """The level's name as a part of symbols."""
         return self.name.replace("-", "_")
 
+    @property
+    def weaves(self) -> bool:
+        """Whether one instruction takes any lanes of two vectors."""
+        return "avx512f" in self.requires
+
     def lanes(self, dtype: str) -> int:
         """How many elements of `dtype` ("float32", "float64", ...) one vector register holds."""
         return self.vector_bytes // _ITEM_BYTES[dtype]

@@ -287,7 +287,8 @@ def _planes(
     sizes |= {"y_image": y[0], "y_channel": y[1], "y_line": y[2], "y_pixel": y[3]}
     vectors = vectors_for(isa, node.dtype, channels, node.shape[3])
     pooled = out.op.kind is Kind.WINDOW
-    tile = PlanesTile(isa, node.dtype, channels, taps, vectors, pooled, epilogue)
+    woven = isa.weaves and y[1] == 1 and y[3] == channels
+    tile = PlanesTile(isa, node.dtype, channels, taps, vectors, pooled, woven, epilogue)
     (top, _), (left, _) = node.attrs["padding"]
     sizes |= {"top": top, "rows": x.shape[2]}
     return Planes(tile, parts).kernel, sizes, as_size(line) * -top - left

@@ -8,10 +8,10 @@ reach memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from textwrap import indent
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from llvmlite import ir
@@ -47,6 +47,10 @@ def vectors_for(isa: Isa, dtype: str, channels: int, width: Size) -> int:
     return 2 if fits and not odd else 1
 
 
+#: Vectors of pixels, by line and channel.
+Lines: TypeAlias = list[list[list[ir.Value]]]
+
+
 @dataclass(frozen=True)
 class PlanesTile(NativeFunction):
     """A native function for two lines, some pixels and all channels of a convolution of stride 1.
@@ -70,6 +74,9 @@ class PlanesTile(NativeFunction):
     vectors : int
         Of pixels in a line, one or two; see `vectors_for`.
     pooled : bool
+    woven : bool
+        y_channel is 1 and y_pixel is `channels`: the channels of the pixels are woven into vectors,
+        and a line is stored as one run. Else each element is stored alone.
     epilogue : Epilogue
         Its operands are of kind "column".
     """
@@ -80,6 +87,7 @@ class PlanesTile(NativeFunction):
     taps: int
     vectors: int = 1
     pooled: bool = False
+    woven: bool = False
     epilogue: Epilogue = PLAIN
 
     @property
@@ -90,7 +98,7 @@ class PlanesTile(NativeFunction):
     @property
     def name(self) -> str:
         """The symbol: level and shape in words, what else there is as a digest."""
-        digest = self.epilogue.digest(self.dtype, self.pooled)
+        digest = self.epilogue.digest(self.dtype, self.pooled, self.woven)
         return f"planes_{self.isa.symbol}_{self.channels}x{self.pixels}x{self.taps}_{digest}"
 
     @property
@@ -152,8 +160,10 @@ class _Body(VectorFunction):
             for r in range(LINES)
             for v in range(tile.vectors)
         ]
-        self.size = tile.channels * tile.pixels
-        vectors = LINES * self.size // self.lanes
+        self.valid = self.arg["valid"]
+        if tile.pooled:
+            self.valid = self.builder.lshr(self.valid, word(1))
+        vectors = 0 if tile.woven else len(self.keys)
         self.memory = self.builder.alloca(self.vector, word(vectors))
         self.memory.align = 64
 
@@ -168,13 +178,12 @@ class _Body(VectorFunction):
             for key in self.keys:
                 if key[0] == c:
                     values[key] = self.expression({"acc": values[key], **operands})
-        if self.tile.pooled:
-            self._keep_maxima(values)
-            self._store(1, self.builder.lshr(self.arg["valid"], word(1)))
+        lines = self._maxima(values) if self.tile.pooled else self._lines(values)
+        if self.tile.woven:
+            self._store_woven(lines)
         else:
-            for (c, r, v), value in values.items():
-                self.store(value, self._place(r, c, v))
-            self._store(LINES, self.arg["valid"])
+            self._store(lines)
+        self.builder.ret_void()
 
     def _sum(self) -> list[ir.Value]:
         """Loops over input planes and lines of the kernel; its taps are written out."""
@@ -223,52 +232,85 @@ class _Body(VectorFunction):
     def _splat(self, pointer: ir.Value) -> ir.Value:
         return self.emitter.splat(self.builder.load(pointer, typ=self.element))
 
-    def _keep_maxima(self, values: dict[tuple[int, int, int], ir.Value]) -> None:
-        """The maximum of each 2x2, packed to the front of each channel's part of the memory."""
-        b, lanes = self.builder, self.lanes
-        for c in range(self.tile.channels):
-            tall = [
-                self.emitter.call("fmax", values[c, 0, v], values[c, 1, v])
-                for v in range(self.tile.vectors)
-            ]
-            pair = tall if len(tall) == 2 else [tall[0], tall[0]]
+    def _lines(self, values: Mapping[tuple[int, int, int], ir.Value]) -> Lines:
+        tile = self.tile
+        return [
+            [[values[c, r, v] for v in range(tile.vectors)] for c in range(tile.channels)]
+            for r in range(LINES)
+        ]
+
+    def _maxima(self, values: Mapping[tuple[int, int, int], ir.Value]) -> Lines:
+        """The maximum of each 2x2: one line of one vector."""
+        found = []
+        for upper, lower in zip(*self._lines(values), strict=True):
+            tall = [self.emitter.call("fmax", *pair) for pair in zip(upper, lower, strict=True)]
             even, odd = (
-                b.shuffle_vector(
-                    *pair,
-                    ir.Constant(
-                        ir.VectorType(ir.IntType(32), lanes), list(range(start, 2 * lanes, 2))
-                    ),
-                )
+                self._shuffled(tall[0], tall[-1], range(start, 2 * self.lanes, 2))
                 for start in (0, 1)
             )
-            self.store(self.emitter.call("fmax", even, odd), self._place(0, c, 0))
+            found.append([self.emitter.call("fmax", even, odd)])
+        return [found]
 
-    def _place(self, line: int, channel: int, vector: int) -> ir.Value:
-        number = line * self.size // self.lanes + channel * self.tile.vectors + vector
-        return self.builder.gep(self.memory, [word(number)])
+    def _shuffled(self, a: ir.Value, b: ir.Value, lanes: Iterable[int]) -> ir.Value:
+        """Lanes of two vectors, those of the second behind those of the first."""
+        kind = ir.VectorType(ir.IntType(32), self.lanes)
+        return self.builder.shuffle_vector(a, b, ir.Constant(kind, list(lanes)))
 
-    def _store(self, lines: int, valid: ir.Value) -> None:
-        """Copy what is valid from memory to y, pixel by pixel."""
-        b, arg = self.builder, self.arg
+    def _store_woven(self, lines: Lines) -> None:
+        """Store each line as one run, channels innermost."""
+        b, channels = self.builder, self.tile.channels
+        vectors = channels * len(lines[0][0])
+        masks = self.masks(b.mul(self.valid, word(channels)), vectors)
+        for r, line in enumerate(lines):
+            y = self.at(self.arg["y"], self.arg["y_line"]) if r else self.arg["y"]
+            for number in range(vectors):
+                v, part = divmod(number, channels)
+                value = self._woven([channel[v] for channel in line], part)
+                self.store(value, self.at(y, number * self.lanes), masks[number])
+
+    def _woven(self, channels: Sequence[ir.Value], part: int) -> ir.Value:
+        """Of as many vectors with the channels innermost, number `part`."""
+        places = range(part * self.lanes, (part + 1) * self.lanes)
+        pixels = [divmod(place, len(channels)) for place in places]
+        value = channels[0]
+        if len(channels) == 1:
+            return value
+        for c, channel in enumerate(channels):
+            # Lanes of the first channel are taken with the second's.
+            before = [pixel if c == 1 and own == 0 else k for k, (pixel, own) in enumerate(pixels)]
+            taken = [
+                self.lanes + pixel if own == c else kept
+                for (pixel, own), kept in zip(pixels, before, strict=True)
+            ]
+            value = self._shuffled(value, channel, taken) if c else value
+        return value
+
+    def _store(self, lines: Lines) -> None:
+        """Store pixel by pixel, by way of memory."""
+        b, arg, vectors = self.builder, self.arg, len(lines[0][0])
+        starts = {}
+        for r, line in enumerate(lines):
+            for c, channel in enumerate(line):
+                first = (r * self.tile.channels + c) * vectors
+                starts[r, c] = b.gep(self.memory, [word(first)], source_etype=self.vector)
+                for v, value in enumerate(channel):
+                    self.store(value, self.at(starts[r, c], v * self.lanes))
         before = b.block
         pixels, done = self.blocks("pixels", "stored")
-        b.cbranch(b.icmp_signed(">", valid, word(0)), pixels, done)
+        b.cbranch(b.icmp_signed(">", self.valid, word(0)), pixels, done)
         b.position_at_end(pixels)
         pixel = self.phi(WORD)
-        for r in range(lines):
-            for c in range(self.tile.channels):
-                start = b.bitcast(self._place(r, c, 0), self.element.as_pointer())
-                source = b.gep(start, [pixel])
-                offset = b.add(b.mul(pixel, arg["y_pixel"]), b.mul(arg["y_channel"], word(c)))
-                if r:
-                    offset = b.add(offset, arg["y_line"])
-                b.store(b.load(source, typ=self.element), self.at(arg["y"], offset))
+        for (r, c), start in starts.items():
+            offset = b.add(b.mul(pixel, arg["y_pixel"]), b.mul(arg["y_channel"], word(c)))
+            if r:
+                offset = b.add(offset, arg["y_line"])
+            value = b.load(self.at(start, pixel), typ=self.element)
+            b.store(value, self.at(arg["y"], offset))
         following = b.add(pixel, word(1))
         self.feed([pixel], [word(0)], before)
         self.feed([pixel], [following], pixels)
-        self.rolled(b.cbranch(b.icmp_signed("<", following, valid), pixels, done))
+        self.rolled(b.cbranch(b.icmp_signed("<", following, self.valid), pixels, done))
         b.position_at_end(done)
-        b.ret_void()
 
 
 @dataclass(frozen=True)
