@@ -14,7 +14,7 @@ from dlc.frontend import models
 from dlc.ir.pattern import op
 from dlc.ir.plan import ALIGNMENT, SLACK, align
 from dlc.ir.sizes import bounds
-from dlc.passes.memory import _Arena
+from dlc.passes.memory import ROOM, _Arena
 from dlc.passes.schedule import schedule
 
 ROWS = dlc.TensorSpec((4, 10))
@@ -38,8 +38,11 @@ def test_resnet18_in_little_memory():
     assert made.arena <= sum(sizes) / 3
 
 
-@given(st.lists(st.tuples(st.integers(0, 5000), st.integers(1, 6), st.booleans()), max_size=20))
-def test_the_arena_places_any_lives(requests):
+@given(
+    st.lists(st.tuples(st.integers(0, 5000), st.integers(1, 6), st.booleans()), max_size=20),
+    st.sampled_from((1.0, ROOM)),
+)
+def test_the_arena_places_any_lives(requests, room):
     """Buffers come in order; some live longer than planned at first."""
     arena, lives = _Arena(), []
     for now, (nbytes, life, longer) in enumerate(requests):
@@ -47,13 +50,25 @@ def test_the_arena_places_any_lives(requests):
         lives.append((nbytes, now, now + life + 2 * longer))
         if longer:
             arena.extend(now, now + life + 2)
-    offsets, size = arena.places()
+    _, least = arena.places()
+    offsets, size = arena.places(room)
+    assert size <= max(least, room * least)
     placed = [(o, o + nbytes, *life) for o, (nbytes, *life) in zip(offsets, lives, strict=True)]
     for i, (start, end, first, last) in enumerate(placed):
         assert start % ALIGNMENT == 0
         assert end <= size
         for start2, end2, first2, last2 in placed[:i]:
             assert end <= start2 or end2 <= start or last < first2 or last2 < first
+
+
+def test_threads_meet_what_they_wrote():
+    """Of buffers that follow each other in the same memory, the middles are in one place."""
+    arena, sizes = _Arena(), (64 * ALIGNMENT, 32 * ALIGNMENT, 16 * ALIGNMENT)
+    for now, nbytes in enumerate(sizes):
+        arena.add(nbytes, now, now)
+    offsets, size = arena.places()
+    assert size == sizes[0]
+    assert {o + n // 2 for o, n in zip(offsets, sizes, strict=True)} == {size // 2}
 
 
 def test_a_chain_needs_two_buffers():

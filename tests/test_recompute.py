@@ -193,7 +193,7 @@ def test_nothing_is_computed_again_without_need():
     graph = graph_of(deep(8), 32, 64)
     free = schedule(graph)[1]
     made = schedule(graph, memory_budget=free.arena)[1]
-    assert made.arena == free.arena
+    assert made.arena <= free.arena
     assert not any(group.again for group in made.groups)
 
 

@@ -16,7 +16,7 @@ from dlc.passes import run as run_passes
 from dlc.passes.fuse import fuse
 from dlc.passes.in_place import settle, with_own_values
 from dlc.passes.layout import layouts
-from dlc.passes.memory import assign_memory
+from dlc.passes.memory import ROOM, assign_memory
 from dlc.passes.order import order_groups
 from dlc.passes.pipelines import FORMS
 from dlc.passes.prepare import PREPARED, split
@@ -46,17 +46,21 @@ def schedule(
 def _scheduled(graph: Graph, role: str, memory_budget: int | None) -> Schedule:
     groups = fuse(graph, places := layouts(graph))
     groups = order_groups(Traffic(graph, groups, places))
-    in_memory = functools.partial(_in_memory, role=role)
     if memory_budget is None:
-        return in_memory(graph, groups, places)
-    return within(memory_budget, graph, groups, places, in_memory)
+        return _in_memory(graph, groups, places, role, ROOM)
+    tight = functools.partial(_in_memory, role=role, room=1.0)
+    return within(memory_budget, graph, groups, places, tight)
 
 
 def _in_memory(
-    graph: Graph, groups: Sequence[Group], places: Mapping[Node, Layout], role: str
+    graph: Graph,
+    groups: Sequence[Group],
+    places: Mapping[Node, Layout],
+    role: str,
+    room: float,
 ) -> Schedule:
     groups, places = settle(graph, groups, places)
-    return assign_memory(graph, groups, places, role)
+    return assign_memory(graph, groups, places, role, room)
 
 
 def _placed(schedule: Schedule, offsets: dict[str, int]) -> Schedule:
