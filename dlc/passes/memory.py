@@ -25,7 +25,7 @@ import numpy as np
 from dlc.ir.graph import Graph
 from dlc.ir.node import Node
 from dlc.ir.op import Kind
-from dlc.ir.plan import SLACK, Buffer, Layout, align
+from dlc.ir.plan import ALIGNMENT, SLACK, Buffer, Layout, align
 from dlc.ir.schedule import Group, Schedule
 from dlc.ir.sizes import bounds
 from dlc.passes.traffic import owners
@@ -166,10 +166,11 @@ class _Arena:
     def places(self, room: float = 1.0) -> tuple[list[int], int]:
         """The offset of each block, and the end of all, at most ``room`` times what is needed."""
         offsets, size = self._tight()
+        most = int(room * size) // ALIGNMENT * ALIGNMENT
         if 0 < size <= CACHED:
-            apart, most = self._apart(align(int(room * size)))
-            if most <= max(room * size, size):
-                return apart, most
+            apart, end = self._apart(most)
+            if end <= most:
+                return apart, end
         return offsets, size
 
     def _tight(self) -> tuple[list[int], int]:

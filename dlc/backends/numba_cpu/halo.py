@@ -2,7 +2,9 @@
 inside.
 
 Arena memory is reused, so the zeros are written on every run. Where rows follow each other, the
-right margin of one and the left margin of the next are one run of zeros.
+right margin of one and the left margin of the next are one run of zeros. Where rows are so short
+that nearly every cache line holds some of both, all of the buffer is one run, which takes half the
+time; the producer waits for that, as it writes there too.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from dlc.backends.native.frontend import Param
 from dlc.backends.numba_cpu.writer import STORED, KernelSource, Start
 from dlc.ir.node import Node
 from dlc.ir.plan import Layout
-from dlc.ir.sizes import Size, as_size, product
+from dlc.ir.sizes import Size, as_size, bounds, product
 
 _PARAMS = ("planes", "rows", "plane", "head", "inside", "gap", "tail")
 _SOURCE = """def {name}(y, planes, rows, plane, head, inside, gap, tail, thread, threads):
@@ -29,6 +31,13 @@ _SOURCE = """def {name}(y, planes, rows, plane, head, inside, gap, tail, thread,
         for i in range(tail):
             y[start + i] = 0
 """
+
+_WHOLE = """def {name}(y, count, thread, threads):
+    for i in range(div(count * thread, threads), div(count * (thread + 1), threads)):
+        y[i] = 0
+"""
+#: Elements of a row that are not called few.
+FEW = 32
 
 
 def halo_kernel(node: Node, layout: Layout, name: str) -> KernelSource:
@@ -53,8 +62,10 @@ def halo_kernel(node: Node, layout: Layout, name: str) -> KernelSource:
         "gap": as_size(unit) * (left + right),
         "tail": as_size(unit) * right + as_size(row) * bottom,
     }
-    params = (
-        Param("y", STORED.get(node.dtype, node.dtype) + "*"),
-        *(Param(n, "int64") for n in _PARAMS),
-    )
+    y = Param("y", STORED.get(node.dtype, node.dtype) + "*")
+    if bounds(sizes["inside"])[1] < FEW:
+        params, source = (y, Param("count", "int64")), _WHOLE.format(name=name)
+        count = as_size(sizes["planes"]) * extents[h] * row
+        return KernelSource(name, source, params, (Start(node), count), barrier=True)
+    params = (y, *(Param(n, "int64") for n in _PARAMS))
     return KernelSource(name, _SOURCE.format(name=name), params, (Start(node), *sizes.values()))

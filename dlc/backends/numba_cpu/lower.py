@@ -97,10 +97,9 @@ class Lowering:
             once_more = " again" if group.again else ""
             for node in group.outputs:
                 if any(a or b for a, b in schedule.layouts[node].halo):
-                    kernel = self._named(
-                        "halo", halo_kernel(node, schedule.layouts[node], "kernel")
-                    )
-                    steps.append(self._step(kernel, schedule, f"halo{once_more}", barrier=False))
+                    zeros = halo_kernel(node, schedule.layouts[node], "kernel")
+                    kernel, label = self._named("halo", zeros), f"halo{once_more}"
+                    steps.append(self._step(kernel, schedule, label, zeros.barrier))
             *first, last = kernels_of(group, schedule, self.isa)
             for made in (*first, last):  # they write apart, and meet behind the last of them
                 kernel, ends = self._named(group.label, made), made is last or made.barrier
