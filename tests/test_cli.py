@@ -356,6 +356,9 @@ def test_the_random_weights_of_a_run_are_the_same_in_every_run(line):
         (["run", "lenet5", "--weights", "no"], "--weights names no file: 'no'"),
         (["run", "lenet5", "--target", "reference", "--output", "/no/y.npy"], "--output: '/no/y"),
         (["opt", "simplify", "lenet5", "--draw", "/no/x.svg"], "--draw: '/no/x.svg' cannot be wr"),
+        (["demo", "--folder", __file__], "--folder expects a folder, got the file"),
+        (["demo", "mlp", "--folder", __file__], "--folder expects a folder, got the file"),
+        (["demo", "--folder", f"{__file__}/made"], "cannot be written: Not a directory"),
         (["demo", "nope"], "there is no model 'nope' in the zoo (lenet5, mlp"),
     ],
 )

@@ -11,12 +11,13 @@ import dlc
 ROOT = Path(dlc.__file__).parent
 
 # What each part of dlc may import of the rest. A part that is not here belongs here first.
-COMMON = {"dlc.errors", "dlc.config", "dlc.debug", "dlc.progress", "dlc.report"}
+COMMON = {"dlc.errors", "dlc.config", "dlc.debug", "dlc.files", "dlc.progress", "dlc.report"}
 BELOW_DRIVER = {"dlc.ir", "dlc.ops", "dlc.passes", "dlc.frontend", "dlc.backends", "dlc.runtime"}
 MAY_IMPORT = {
     "dlc.errors": set(),
     "dlc.config": set(),
     "dlc.debug": set(),
+    "dlc.files": set(),
     "dlc.progress": set(),
     "dlc.report": set(),
     "dlc.ir": set(),

@@ -213,6 +213,42 @@ def test_labels_out_of_range_are_errors(loss):
             reference.run(graph, {"x": x, "y": label})
 
 
+@pytest.mark.parametrize("target", ["cpu", "reference"])
+@pytest.mark.parametrize("weight", [None, np.float32([1, 2, 3, 4])])
+@pytest.mark.parametrize("function", [F.cross_entropy, F.nll_loss])
+def test_gradients_alone_find_labels_out_of_range(function, weight, target):
+    def loss(x, y):
+        return function(x, y, weight)
+
+    def through_gradients(x, y):
+        return dlc.gradients(loss(x, y), [x])[0]
+
+    x, label = scores((6, 4)).astype("float32"), labels((6, 4))
+    whole = dlc.value_and_grad(loss)(x, label)[1]
+    for gradient in (dlc.grad(loss), through_gradients):
+        compiled = dlc.compile(gradient, x, label, target=target)
+        np.testing.assert_allclose(compiled(x, label), whole, rtol=1e-6, atol=1e-7)
+        wrong = np.where(np.arange(6) == 3, 4, label)
+        with pytest.raises(dlc.IndexError, match=r"labels from 0 to 3, got 4 at \(3,"):
+            compiled(x, wrong)
+
+
+def test_only_gradients_alone_wait_for_the_loss():
+    """Where the loss is a result, or finds no errors, nothing is added."""
+
+    def waits(function):
+        graph = trace(function, scores((6, 4)), labels((6, 4))).graph
+        return any(node.op.name == "after" for node in graph.nodes)
+
+    assert waits(dlc.grad(F.cross_entropy))
+    assert not waits(dlc.value_and_grad(F.cross_entropy))
+    assert not waits(dlc.grad(lambda x, y: F.mse_loss(x, x * 2)))
+    model = nn.Linear(4, 3).train()
+    step = dlc.train_step(model, nn.CrossEntropyLoss(), dlc.optim.SGD(lr=0.1))
+    graph = step.executable(np.zeros((6, 4), np.float32), np.zeros(6, np.int64)).graph
+    assert not any(node.op.name == "after" for node in graph.nodes)
+
+
 def test_an_error_names_the_module():
     class Net(nn.Module):
         def __init__(self):

@@ -138,6 +138,11 @@ def test_the_history_is_a_table_and_curves(tmp_path):
     assert str(run.history).splitlines()[0].split()[:3] == ["epoch", "loss", "accuracy"]
     run.history.plot(tmp_path / "curve.svg")
     assert "<svg" in (tmp_path / "curve.svg").read_text()
+    with pytest.raises(ArgumentError, match=r"ends in .png, .svg, .pdf .* got 'h.xyz'"):
+        run.history.plot("h.xyz")
+    with pytest.raises(ExecutionError, match=r"cannot write the curves .* No such file or dir"):
+        run.history.plot(tmp_path / "none" / "h.png")
+    assert os.listdir(tmp_path) == ["curve.svg"]
     with pytest.raises(ArgumentError, match="a name among epoch, loss"):
         run.history["f1"]
     for empty in (lambda: trainer().history["loss"], lambda: trainer().history.plot("curve.png")):
@@ -573,17 +578,3 @@ def test_notes_are_json(tmp_path):
     assert json.dumps(notes)
     assert notes["epoch"] == 1
     assert arrays["optimizer.0.step"] == run.step
-
-
-@pytest.mark.parametrize("options", [{"weight": [0.2, 1.0, 3.0]}, {"ignore_index": 1}])
-def test_the_size_of_batches_does_not_decide_a_loss(options):
-    """Not even where a batch holds no label that counts."""
-    order = np.argsort(Y != 1, kind="stable")  # all ones first
-    x, y = X[order], Y[order]
-    weight = torch.tensor(options["weight"]) if "weight" in options else None
-    ours = {**options, **({"weight": np.float32(options["weight"])} if weight is not None else {})}
-    run = dlc.Trainer(model(), nn.CrossEntropyLoss(**ours), optim.SGD())
-    twin = torch.nn.CrossEntropyLoss(**{**options, "weight": weight})
-    expected = twin(torch.tensor(run.predict(x)), torch.tensor(y)).item()
-    for size in (5, 16, 50):
-        assert run.evaluate((x, y), batch_size=size)["loss"] == pytest.approx(expected, rel=1e-5)

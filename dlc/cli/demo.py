@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dlc.cli import bench, datasets, naming, output
+from dlc.files import whole
 from dlc.report import duration, percent, quantity, table
 
 if TYPE_CHECKING:
@@ -57,10 +58,9 @@ def run(arguments: Namespace) -> int:
     from dlc.cli.showcase import page
 
     start = time.perf_counter()
-    folder = Path(arguments.folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = output.make_folder("--folder", arguments.folder)
     found = _story(arguments, folder)
-    with output.whole(folder / "index.html") as aside:
+    with whole(folder / "index.html") as aside:
         aside.write_text(page.page(found), encoding="utf-8")
     if arguments.json:
         output.show_json(_facts(found, folder))

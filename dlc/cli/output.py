@@ -59,6 +59,17 @@ def check_folder(option: str, path: str | None) -> None:
         raise ArgumentError(f"{option} {path}: the folder {str(folder)!r} cannot be written to")
 
 
+def make_folder(option: str, path: str) -> Path:
+    """The folder that an option names, made if need be."""
+    folder = Path(path)
+    if folder.exists() and not folder.is_dir():
+        advice = "Name another, or move the file away."
+        raise ArgumentError(explain(option, "a folder", f"the file {path!r}", advice=advice))
+    with to(option, path):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 @contextmanager
 def to(option: str, path: str | None) -> Iterator[None]:
     """Say which option it was, where what it names cannot be written."""
@@ -67,15 +78,3 @@ def to(option: str, path: str | None) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or error
         raise ExecutionError(f"{option}: {path!r} cannot be written: {reason}") from error
-
-
-@contextmanager
-def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A name to write a file under, which then takes its own: whole or not at all."""
-    final = Path(path)
-    aside = final.with_name(f".{os.getpid()}.{final.name}")
-    try:
-        yield aside
-        os.replace(aside, final)
-    finally:
-        aside.unlink(missing_ok=True)

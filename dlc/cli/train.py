@@ -158,8 +158,7 @@ def run(arguments: Namespace) -> int:
 
         save_weights(made.model, arguments.output)
     if arguments.plot:
-        with output.whole(arguments.plot) as aside:
-            history.plot(aside)
+        history.plot(arguments.plot)
     if arguments.json:
         output.show_json(_facts(arguments, parts, history, test))
     else:

@@ -14,6 +14,7 @@ from dlc.errors import ArgumentError, DTypeError, ShapeError, explain
 from dlc.frontend.scope import active, here
 from dlc.frontend.tree import flatten
 from dlc.ir.arithmetic import Arithmetic
+from dlc.ir.graph import topological
 from dlc.ir.node import Node, apply, current_builder
 from dlc.ir.types import is_float
 from dlc.passes import differentiate
@@ -42,8 +43,10 @@ def grad(function: Callable[..., Any], argnums: Argnums = 0) -> Callable[..., An
     ------
     ShapeError, DTypeError
         When called: the function's value is no scalar, or an argument is not of floats.
+    IndexError
+        When called: an index or a label is out of range, as the function itself would say.
     """
-    both = value_and_grad(function, argnums)
+    both = _derived(function, argnums, computed=False)
 
     @functools.wraps(function)
     def gradient(*args: Any, **kwargs: Any) -> Any:
@@ -54,6 +57,11 @@ def grad(function: Callable[..., Any], argnums: Argnums = 0) -> Callable[..., An
 
 def value_and_grad(function: Callable[..., Any], argnums: Argnums = 0) -> Callable[..., Any]:
     """The function that gives ``(value, gradient)``; see `grad`."""
+    return _derived(function, argnums, computed=True)
+
+
+def _derived(function: Callable[..., Any], argnums: Argnums, computed: bool) -> Callable[..., Any]:
+    """`value_and_grad`, and whether somebody uses the value (see `gradients`)."""
     chosen = _positions(argnums)
 
     @functools.wraps(function)
@@ -63,7 +71,7 @@ def value_and_grad(function: Callable[..., Any], argnums: Argnums = 0) -> Callab
         if not isinstance(value, Arithmetic):
             got = type(value).__name__
             raise ShapeError(explain("dlc.grad", "a function whose value is a scalar", got))
-        made = iter(gradients(value, variables))
+        made = iter(gradients(value, variables, computed=computed))
         parts = [
             structure.build([next(made) for _ in range(structure.count)])
             for structure in structures
@@ -74,7 +82,12 @@ def value_and_grad(function: Callable[..., Any], argnums: Argnums = 0) -> Callab
 
 
 def gradients(
-    value: Any, variables: Iterable[Any], grad_output: Any = None, *, allow_unused: bool = False
+    value: Any,
+    variables: Iterable[Any],
+    grad_output: Any = None,
+    *,
+    allow_unused: bool = False,
+    computed: bool = False,
 ) -> tuple[Any, ...]:
     """The gradients of a tensor in others, inside a trace.
 
@@ -88,6 +101,9 @@ def gradients(
         What the elements of ``value`` are weighted with before they are summed; one by default.
     allow_unused : bool
         Give None, as PyTorch does, in place of zeros where ``value`` does not depend on a variable.
+    computed : bool
+        Say that ``value`` is among what the traced function returns. Otherwise the gradients make
+        sure that it is computed where that may find an error, such as a label out of range.
 
     Returns
     -------
@@ -105,6 +121,8 @@ def gradients(
     if weight.type != root.type:
         expected, got = f"grad_output of {root.type}", str(weight.type)
         raise ShapeError(explain("a gradient", expected, got, where=here()))
+    if not computed and any(node.op.checks for node in topological((root,))):
+        weight = apply("after", weight, root)
     found = differentiate.reverse if allow_unused else differentiate.gradients
     return tuple(found((root,), (weight,), nodes))
 

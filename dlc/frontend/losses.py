@@ -14,6 +14,7 @@ from dlc.frontend.tensors import where as choose
 from dlc.ir.node import Node, apply
 from dlc.ir.sizes import equal, same, shape_text
 from dlc.ir.types import is_float
+from dlc.ops.loss import of_label
 
 __all__ = [
     "binary_cross_entropy",
@@ -150,7 +151,7 @@ def weight_of(label: Node, weights: list[Node], ignore_index: int) -> Node:
     counts = label != ignore_index
     if not weights:
         return counts.sum()
-    own = weights[0].index_select(0, choose(counts, label, 0))
+    own = of_label(weights[0], choose(counts, label, 0))
     return choose(counts, own, 0.0).sum()
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import threading
 from typing import Any, Protocol
 
@@ -21,9 +22,9 @@ from dlc.ir.node import Node
 from dlc.ir.sizes import shape_text
 from dlc.ir.types import DTYPES, FLOATS, TensorType, tensor
 
-_versions = itertools.count(1)  # `next` is atomic under the GIL
+_counting = threading.Lock()  # held while the newest version changes
 _storing = threading.Lock()  # held while a variable changes its owner or value
-_moments = itertools.count(1)
+_moments = itertools.count(1)  # `next` is atomic under the GIL
 _latest = 0
 _newest = 0
 
@@ -54,8 +55,18 @@ def latest_version() -> int:
 def advance() -> int:
     """A new newest version, for values that change elsewhere."""
     global _newest
-    _newest = version = next(_versions)
-    return version
+    with _counting:
+        _newest += 1
+        return _newest
+
+
+def _after_fork() -> None:
+    """In a forked child, no other thread holds a lock."""
+    global _counting, _storing
+    _counting, _storing = threading.Lock(), threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 class Keeper(Protocol):
@@ -63,8 +74,11 @@ class Keeper(Protocol):
 
     version: int
 
-    def read(self, name: str) -> np.ndarray[Any, Any]:
-        """A copy of the value that it keeps under a name."""
+    def read(self, name: str) -> tuple[int, np.ndarray[Any, Any]]:
+        """A version, and a copy of the value of that version under a name, between two calls."""
+
+    def let_go(self, version: int) -> bool:
+        """Give up a value, if it is that of ``version`` and the next one is not being made."""
 
 
 class Variable(Arithmetic):
@@ -110,7 +124,7 @@ class Variable(Arithmetic):
             if value is not None and version == self._version:
                 return value
         assert keeper is not None
-        array = keeper[0].read(keeper[1])
+        version, array = keeper[0].read(keeper[1])
         array.flags.writeable = False
         with _storing:
             if self._keeper is keeper:
@@ -119,18 +133,29 @@ class Variable(Arithmetic):
 
     def lend(self, keeper: Keeper, name: str, version: int) -> bool:
         """Let ``keeper`` keep the value from now on, under a name; False if the value is no longer
-        that of ``version``.
+        that of ``version``, or its present keeper is at work on the next one.
         """
         with _storing:
-            if self.version != version:
+            before = self._keeper
+            if not (before[0].let_go(version) if before else self._version == version):
                 return False
             self._keeper, self._version = (keeper, name), -1
             self._value = None  # the keeper's is the only one
             return True
 
+    def settled(self) -> tuple[int, np.ndarray[Any, Any]]:
+        """The value and its version, when no call is at work on the next one."""
+        with _storing:
+            keeper, value = self._keeper, self._value
+            if keeper is None:
+                assert value is not None
+                return self._version, value
+        return keeper[0].read(keeper[1])
+
     def lent_to(self, keeper: Keeper) -> bool:
         """Whether ``keeper`` keeps the value."""
-        return self._keeper is not None and self._keeper[0] is keeper
+        with _storing:
+            return self._keeper is not None and self._keeper[0] is keeper
 
     def numpy(self) -> np.ndarray[Any, Any]:  # type: ignore[override]
         """The value, as a read-only view; it never changes, a later value is another array."""
@@ -330,6 +355,15 @@ class Buffer(Variable):
     def __init__(self, data: object, persistent: bool = True):
         super().__init__(data)
         self.persistent = bool(persistent)
+
+    @classmethod
+    def full(cls, shape: tuple[int, ...], value: float, dtype: str) -> Buffer:
+        """A buffer that holds one value all over, which has no memory of its own until a compiled
+        call keeps it, or another value is assigned.
+        """
+        made = cls(np.array(value, dtype))
+        made._store(np.broadcast_to(made._array, shape))
+        return made
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Buffer, (self._array, self.persistent)

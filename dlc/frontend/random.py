@@ -2,11 +2,15 @@
 
 Both are counter-based (Philox), so that a seed gives the same numbers on every machine, and each
 draw depends only on the seed and on how much was drawn before. A compiled function that draws reads
-the state and gives it a new value, like any other buffer.
+the state and gives it a new value, like any other buffer. A training run has a state of its own, so
+that its numbers do not depend on what else is drawn meanwhile.
 """
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
+from collections.abc import Iterator
 from numbers import Integral
 from typing import Any
 
@@ -22,12 +26,39 @@ from dlc.ir.types import FLOATS, as_dtype
 Array = np.ndarray[Any, Any]
 
 _generator = np.random.Generator(np.random.Philox())
-#: Of draws inside graphs: the seed, and the number of draws so far.
-state = Buffer(np.array([np.random.SeedSequence().entropy % 2**63, 0], np.int64))
+
+
+def stream(number: int) -> Buffer:
+    """A state of draws inside graphs, at its beginning."""
+    return Buffer(words(number))
+
+
+def words(number: int, draws: int = 0) -> Array:
+    """What a `stream` holds: the seed, and the number of draws so far."""
+    return np.array([number % 2**63, draws], np.int64)
+
+
+#: Of all draws inside graphs that no stream of their own serves.
+state = stream(np.random.SeedSequence().entropy)
+_source: contextvars.ContextVar[Buffer] = contextvars.ContextVar("dlc.random", default=state)
+
+
+@contextlib.contextmanager
+def drawing_from(own: Buffer | None) -> Iterator[None]:
+    """Let what is traced in a block draw from a `stream` of its own; None changes nothing."""
+    token = _source.set(_source.get() if own is None else own)
+    try:
+        yield
+    finally:
+        _source.reset(token)
 
 
 def seed(number: int) -> None:
     """Make what follows reproducible: initial values of parameters, dropout, `rand` and `randn`.
+
+    It is one state for the whole process: calls of models and steps take their draws from it one
+    after another, in whichever threads, and none twice. What runs beside others and is to be
+    reproducible by itself has a stream of its own: a `Trainer`, and a `train_step` with a seed.
 
     Parameters
     ----------
@@ -38,7 +69,7 @@ def seed(number: int) -> None:
     if isinstance(number, bool) or not isinstance(number, Integral) or number < 0:
         raise ArgumentError(explain("dlc.seed", "an integer of at least 0", repr(number)))
     _generator = np.random.Generator(np.random.Philox(int(number)))
-    state.data = np.array([int(number) % 2**63, 0], np.int64)
+    state.data = words(int(number))
 
 
 def generator() -> np.random.Generator:
@@ -66,12 +97,12 @@ def randn(*shape: Any, dtype: object = "float32") -> Any:
 
 
 def draw(shape: tuple[Size, ...], dtype: str) -> Node:
-    """Uniform numbers in [0, 1), inside a trace: the next ones of `state`."""
-    scope = active()
+    """Uniform numbers in [0, 1), inside a trace: the next ones of the stream that serves it."""
+    scope, source = active(), _source.get()
     assert scope is not None, "outside a trace `uniform` draws"
-    scope.name(state, "random.state")
-    now = scope.value(state)
-    scope.assign(state, now + np.array([0, 1]))
+    scope.name(source, "random.state")
+    now = scope.value(source)
+    scope.assign(source, now + np.array([0, 1]))
     index, stride = scope.node(np.array(0)), scope.node(np.array(1))
     for axis, size in enumerate(reversed(shape)):
         along = apply("iota", size=size, dtype="int64")

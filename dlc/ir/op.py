@@ -167,6 +167,8 @@ class OpDef:
         iterable of ErrorSample``.
     torch : callable, optional
         The PyTorch twin ``(torch, *tensors, **attrs) -> tensor``; None where PyTorch has none.
+    checks : bool
+        Whether a call may find an error in its data, such as an index out of range.
     ulp : float
         Error of one application in units in the last place, for tolerances of the tests; 0 means
         correctly rounded.
@@ -190,6 +192,7 @@ class OpDef:
     samples: Callable[[np.random.Generator], Iterable[Sample]] | None = None
     errors: Callable[[], Iterable[ErrorSample]] | None = None
     torch: Callable[..., Any] | None = None
+    checks: bool = False
     ulp: float = 2.0
 
     def __repr__(self) -> str:

@@ -80,6 +80,7 @@ take = OpDef(
         ErrorSample((VECTOR, POSITIONS), {"axis": 1}, ShapeError, "an axis from"),
         ErrorSample((TensorType("bool"), POSITIONS), {"axis": 0}, ShapeError, "no axis"),
     ],
+    checks=True,
     torch=_take_torch,
     ulp=0.0,
 )
@@ -155,6 +156,7 @@ gather = OpDef(
             "no larger than its input along axis 0",
         ),
     ],
+    checks=True,
     torch=lambda torch, x, index, axis, what="": torch.gather(x, axis, index),
     ulp=0.0,
 )
@@ -225,5 +227,6 @@ scatter_add = OpDef(
             (VECTOR, TensorType("int64", (5,)), VECTOR), {"axis": 0}, ShapeError, "its source along"
         ),
     ],
+    checks=True,
     torch=_scatter_torch,
 )

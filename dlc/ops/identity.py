@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from dlc.errors import ArgumentError, DTypeError, NumericsError
+from dlc.errors import ArgumentError, DTypeError, NumericsError, ShapeError
 from dlc.ir.node import Node
 from dlc.ir.op import Access, Array, ErrorSample, Kind, Move, OpDef, Sample
+from dlc.ir.sizes import equal, shape_text
 from dlc.ir.types import TensorType
 from dlc.ops.common import plain, require_float, specials, uniform
 
@@ -115,6 +116,41 @@ check_finite = OpDef(
     samples=lambda rng: [Sample(uniform(rng, s)) for s in ((3, 4), (), (0, 3))],
     errors=lambda: [ErrorSample((TensorType("int64", (2,)),), {}, DTypeError, "floats")],
     torch=_torch,
+    checks=True,
+    ulp=0.0,
+)
+
+
+def _after_type(x: TensorType, first: TensorType) -> TensorType:
+    if x.ndim != first.ndim or not all(map(equal, x.shape, first.shape)):
+        shapes = f"{shape_text(x.shape)} and {shape_text(first.shape)}"
+        raise ShapeError(f"expects two tensors of one shape, got {shapes}")
+    return x
+
+
+after = OpDef(
+    "after",
+    Kind.POINTWISE,
+    arity=2,
+    infer=_after_type,
+    ref=lambda x, first: x.copy(),
+    doc="x, once the other is computed: an error found on the way there is one of the call",
+    grad=lambda g, y, x, first: (g, None),
+    scalar="{0}",
+    samples=lambda rng: [
+        *(Sample(uniform(rng, s, s), differentiable=(0,)) for s in ((3, 4), (), (0, 3))),
+        plain(specials(), -specials()),
+        plain(rng.integers(-5, 5, (2, 3)), np.ones((2, 3))),
+    ],
+    errors=lambda: [
+        ErrorSample(
+            (TensorType("float32", (2,)), TensorType("float32", (3,))),
+            {},
+            ShapeError,
+            "two tensors of one shape, got (2,) and (3,)",
+        )
+    ],
+    torch=lambda torch, x, first: x.clone(),
     ulp=0.0,
 )
 

@@ -15,7 +15,7 @@ import numpy as np
 from dlc.errors import ArgumentError, DTypeError, IndexError, ShapeError
 from dlc.ir.node import Node, apply
 from dlc.ir.op import OPS, Array, ErrorSample, Kind, OpDef, Sample
-from dlc.ir.sizes import Size, bounds, equal, shape_text
+from dlc.ir.sizes import Size, bounds, equal, product, shape_text
 from dlc.ir.types import TensorType, tensor
 from dlc.ops.common import (
     only_floats,
@@ -109,8 +109,14 @@ def _nll_expand(x: Node, label: Node, *weight: Node, ignore_index: int) -> Node:
     own = apply("gather", x, safe.unsqueeze(1), axis=1, what="labels")
     cost = -own.reshape(label.shape)
     if weight:
-        cost = cost * weight[0].index_select(0, safe)
+        cost = cost * of_label(weight[0], safe)
     return where(counts, cost, 0.0)
+
+
+def of_label(weight: Node, label: Node) -> Node:
+    """The weight of each label's class, in the shape of the labels."""
+    flat = label.reshape(product(label.shape))
+    return apply("gather", weight, flat, axis=0, what="labels").reshape(label.shape)
 
 
 def _nll_grad(
@@ -186,7 +192,7 @@ def _entropy_grad(
         wanted = wanted * (1 - label_smoothing) + share
     likely = x.log_softmax(1).exp()
     if weight:
-        own = weight[0].index_select(0, safe) * (1 - label_smoothing) + weight[0].sum() * share
+        own = of_label(weight[0], safe) * (1 - label_smoothing) + weight[0].sum() * share
         wanted, likely = wanted * _by_class(weight[0], x), likely * own.unsqueeze(1)
     return where(counts, g, 0.0).unsqueeze(1) * (likely - wanted), None, *_constant(*weight)
 
@@ -276,6 +282,7 @@ nll_loss = OpDef(
     samples=_label_samples(({}, {"ignore_index": 0})),
     errors=_label_errors,
     torch=_labels_torch("nll_loss"),
+    checks=True,
 )
 
 cross_entropy = OpDef(
@@ -292,6 +299,7 @@ cross_entropy = OpDef(
     samples=_label_samples(({}, {"label_smoothing": 0.1}, {"ignore_index": 0})),
     errors=_entropy_errors,
     torch=_labels_torch("cross_entropy"),
+    checks=True,
     ulp=8.0,
 )
 

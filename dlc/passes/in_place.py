@@ -18,8 +18,6 @@ from dlc.ir.plan import Layout
 from dlc.ir.schedule import Group, in_order
 from dlc.ir.sizes import Size
 
-#: Ops that may find an error in data.
-CHECKED = ("take", "gather", "scatter_add", "check_finite")
 #: Ops whose result has no other values than their operand.
 SAME_VALUES = ("again", "expand", "reshape", "transpose")
 
@@ -104,7 +102,7 @@ def checks(groups: Sequence[Group]) -> list[int]:
     """
     found, known = list[int](), set[tuple[Node, Size]]()
     for number, group in enumerate(groups):
-        checked = {_checked(node) for node in group.inside if node.op.name in CHECKED}
+        checked = {_checked(node) for node in group.inside if node.op.checks}
         if not checked <= known:
             found.append(number)
         known |= checked

@@ -69,6 +69,9 @@ class Source(Protocol):
     def lend(self, keeper: Kept, name: str, version: int) -> bool:
         """Let a runner keep the value, if it is still that of ``version``."""
 
+    def settled(self) -> tuple[int, Array]:
+        """The value and its version, when no call is at work on the next one."""
+
     def lent_to(self, keeper: Kept) -> bool:
         """Whether a runner keeps the value."""
 
@@ -121,7 +124,7 @@ class Executable:
         self._flat = flat  # arrays by position in, one array out
         self._profiler = profiler
         self._lock = threading.Lock()
-        self._seen = -1
+        self._seen = self._losses = -1
         self._versions: tuple[int, ...] | None = None
 
     @property
@@ -176,12 +179,14 @@ class Executable:
     def _changing(self, kept: Kept, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """A call that gives parameters new values: one at a time, and if it fails it gives none."""
         while True:
-            newest = self._clock.newest()
-            assigned = {} if newest == self._seen else self._assigned(kept)
+            newest, losses = self._clock.newest(), kept.losses
+            known = newest == self._seen and losses == self._losses
+            assigned = {} if known else self._assigned(kept)
             with kept.lock:
-                if not self._take(kept, assigned) or newest != self._clock.newest():
-                    continue  # somebody assigned values meanwhile
-                outputs = None
+                taken = self._take(kept, assigned)
+                if not taken or losses != kept.losses or newest != self._clock.newest():
+                    continue  # somebody assigned values, or took some, meanwhile
+                self._losses, outputs = losses, None
                 if self._flat and newest == self._seen and not kwargs:
                     fast = self._runner.recent
                     outputs = fast(args) if fast is not None else None
@@ -200,16 +205,17 @@ class Executable:
         meanwhile, since another runner may keep them.
         """
         missing = {n: each for n, each in self._lent.items() if not each.lent_to(kept)}
-        return {name: (each.version, each.numpy()) for name, each in missing.items()}
+        return {name: each.settled() for name, each in missing.items()}
 
     def _take(self, kept: Kept, assigned: dict[str, tuple[int, Array]]) -> bool:
-        """Let the runner keep these values; False if one of them has changed since.
+        """Let the runner keep these values; False if one of them has changed since, or is about to.
 
         They are taken out one by one, so that no more than one of them is in memory twice.
         """
         while assigned:
             name, (version, value) = assigned.popitem()
             kept.write(name, value)
+            kept.version = max(kept.version, version)  # that of a value never falls
             if not self._lent[name].lend(kept, name, version):
                 return False
         return True
@@ -252,16 +258,24 @@ class Executable:
         if kept is None:
             yield
             return
-        assigned = self._assigned(kept)
-        with kept.lock:
-            self._take(kept, assigned)
-            values = {name: kept.read(name) for name in kept.names}
+        with self._holding(kept):
+            values = {name: kept.read(name)[1] for name in kept.names}
             try:
                 yield
             finally:
                 for name, value in values.items():
                     kept.write(name, value)
                 kept.version = self._clock.advance()
+
+    @contextlib.contextmanager
+    def _holding(self, kept: Kept) -> Iterator[None]:
+        """A block in which the runner keeps all the values that its calls change."""
+        while True:
+            assigned = self._assigned(kept)
+            with kept.lock:
+                if self._take(kept, assigned):
+                    yield
+                    return
 
     def freeze(self) -> None:
         """Keep the present values of the parameters, whatever becomes of the model; what only they
@@ -282,7 +296,10 @@ class Executable:
         with self._lock:
             versions = tuple(source.version for source in self._sources.values())
             if versions != self._versions:
-                values = {name: source.numpy() for name, source in self._sources.items()}
+                values = {
+                    name: np.asarray(source.numpy(), order="C")  # one value all over has no rows
+                    for name, source in self._sources.items()
+                }
                 self._runner.refresh(values)
                 self._versions = versions
             self._seen = newest

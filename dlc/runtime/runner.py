@@ -95,19 +95,32 @@ class Kept:
     names : tuple of str
     version : int
         Of the newest values, for their readers.
+    losses : int
+        How often a value went to another keeper.
     """
 
     def __init__(self, plan: Plan):
         self.lock = threading.RLock()
-        self.version = 0
+        self.version = self.losses = 0
         self.memory = Memory(plan.state)
         self._buffers = {buffer.name: buffer for buffer in plan.states}
         self.names = tuple(self._buffers)
 
-    def read(self, name: str) -> Array:
-        """A copy of a value."""
+    def read(self, name: str) -> tuple[int, Array]:
+        """The version, and a copy of a value."""
         with self.lock:
-            return self.memory.read(self._buffers[name])
+            return self.version, self.memory.read(self._buffers[name])
+
+    def let_go(self, version: int) -> bool:
+        """Give up a value, unless it is no longer that of ``version``, or a call is at work on the
+        next one, which would be lost.
+        """
+        if not self.lock.acquire(blocking=False):
+            return False
+        same = self.version == version
+        self.losses += same
+        self.lock.release()
+        return same
 
     def write(self, name: str, value: Array) -> None:
         """Take over a value."""

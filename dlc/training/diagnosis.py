@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dlc.backends import reference
+from dlc.frontend.random import drawing_from
 from dlc.frontend.scope import active
 from dlc.frontend.trace import trace
 from dlc.ir.node import Node
@@ -36,7 +37,8 @@ def first_wrong(step: TrainStep, batch: tuple[Array, ...]) -> tuple[str, str]:
         scope = active()
         assert scope is not None
         scope.adopt(step.model, "")
-        return step.loss(step.model(*tensors[:-1]), tensors[-1])
+        with drawing_from(step.random):
+            return step.loss(step.model(*tensors[:-1]), tensors[-1])
 
     traced = trace(forward, *batch)
     arrays = {name: variable.numpy() for name, variable in traced.parameters.items()}

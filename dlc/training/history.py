@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from dlc.errors import ArgumentError, DependencyError, explain
+from dlc.errors import ArgumentError, DependencyError, ExecutionError, explain
+from dlc.files import whole
 
 #: Figures of the validation data carry this prefix.
 VALIDATION = "val_"
@@ -21,8 +23,8 @@ class History:
     ----------
     epochs : list of dict
         "epoch" (from 1), "loss" and the metrics, those of the validation data as "val_loss" and so
-        on, "lr", and "seconds". Figures of the training data are means over the epoch, while the
-        model changed.
+        on, "lr", and "seconds". Figures of the training data are means over the samples of the
+        epoch, while the model changed (of a loss with ``reduction="sum"``, the sum).
     best_epoch : int
         The epoch whose monitored figure was best; 0 where there is none yet.
     """
@@ -55,17 +57,20 @@ class History:
         return "\n".join(lines)
 
     def plot(self, path: str | os.PathLike[str]) -> None:
-        """Draw the curves of the loss and of each metric, side by side.
+        """Draw the curves of the loss and of each metric, side by side, to a file that is written
+        whole or not at all.
 
         Parameters
         ----------
         path : path
-            Its ending names the format: .png, .svg, .pdf.
+            Its ending names the format: .png, .svg, .pdf, or another of matplotlib's.
 
         Raises
         ------
         ArgumentError
-            There is no epoch yet.
+            There is no epoch yet, or matplotlib has no format of this ending.
+        ExecutionError
+            The file cannot be written; an older one is as it was.
         DependencyError
             matplotlib is not installed.
         """
@@ -77,8 +82,23 @@ class History:
             advice = "Install it with: pip install 'dlc[examples]'"
             message = explain("History.plot", "matplotlib", "none", advice=advice)
             raise DependencyError(message) from None
+        figure = Figure(layout="constrained")
+        if Path(path).suffix[1:].lower() not in figure.canvas.get_supported_filetypes():
+            expected = "a name that ends in .png, .svg, .pdf or another format of matplotlib's"
+            raise ArgumentError(explain("History.plot", expected, repr(os.fspath(path))))
+        self._draw(figure)
+        try:
+            with whole(path) as aside:
+                figure.savefig(aside)
+        except OSError as error:
+            raise ExecutionError(
+                f"cannot write the curves to {os.fspath(path)!r}: {error.strerror or error}; what "
+                "was there before is unchanged"
+            ) from error
+
+    def _draw(self, figure: Any) -> None:
         names = [name for name in self._figures() if not name.startswith(VALIDATION)]
-        figure = Figure(figsize=(4.5 * len(names), 3.4), layout="constrained")
+        figure.set_size_inches(4.5 * len(names), 3.4)
         steps = [epoch["epoch"] for epoch in self.epochs]
         for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
             for label, curve in (("training", name), ("validation", VALIDATION + name)):
@@ -87,7 +107,6 @@ class History:
             axes.set(xlabel="epoch", title=name)
             axes.grid(alpha=0.3)
             axes.legend()
-        figure.savefig(path)
 
     def _figures(self) -> list[str]:
         known = dict.fromkeys(name for epoch in self.epochs for name in epoch)

@@ -16,10 +16,12 @@ import numpy as np
 from dlc import driver
 from dlc.errors import ArgumentError, NumericsError, ShapeError, explain
 from dlc.frontend import optim
+from dlc.frontend.data.chance import check_seed
 from dlc.frontend.gradient import gradients
 from dlc.frontend.met import Variants
 from dlc.frontend.module import Module
-from dlc.frontend.parameter import Parameter
+from dlc.frontend.parameter import Buffer, Parameter
+from dlc.frontend.random import drawing_from, stream
 from dlc.frontend.scope import active
 from dlc.ir.arithmetic import Arithmetic
 from dlc.ir.node import Node, apply
@@ -46,6 +48,9 @@ class OfBatches(ABC):
     progress : bool, optional
     memory_budget : int, optional
         As of `dlc.compile`.
+    random : Buffer, optional
+        A stream of random numbers (`dlc.frontend.random.stream`) for dropout and other draws; by
+        default that of the process.
     """
 
     def __init__(
@@ -55,8 +60,9 @@ class OfBatches(ABC):
         threads: int | None = None,
         progress: bool | None = None,
         memory_budget: int | None = None,
+        random: Buffer | None = None,
     ):
-        self.model, self._max_batch = model, max_batch
+        self.model, self.random, self._max_batch = model, random, max_batch
         self._options = {
             "threads": threads,
             "progress": progress,
@@ -91,7 +97,8 @@ class OfBatches(ABC):
             scope = active()
             assert scope is not None, "it is traced, never called"
             scope.adopt(self.model, "")
-            return self.compute(*tensors)
+            with drawing_from(self.random):
+                return self.compute(*tensors)
 
         function.__name__ = f"{type(self).__name__}({type(self.model).__name__})"
         return function
@@ -134,8 +141,9 @@ class TrainStep(OfBatches):
         threads: int | None = None,
         progress: bool | None = None,
         memory_budget: int | None = None,
+        random: Buffer | None = None,
     ):
-        super().__init__(model, max_batch, threads, progress, memory_budget)
+        super().__init__(model, max_batch, threads, progress, memory_budget, random)
         check_parts(model, loss, optimizer)
         check_numbers(threads, clip_grad_norm=clip_grad_norm, clip_grad_value=clip_grad_value)
         self.loss, self.optimizer, self.metrics = loss, optimizer, dict(metrics or {})
@@ -201,7 +209,7 @@ class TrainStep(OfBatches):
             expected, got = "a parameter that requires a gradient", "none"
             advice = "model.requires_grad_() makes all of a model's trainable."
             raise ArgumentError(explain("a training step", expected, got, advice=advice))
-        made = gradients(value, parameters, allow_unused=True)
+        made = gradients(value, parameters, allow_unused=True, computed=True)
         found = {p: g for p, g in zip(parameters, made, strict=True) if g is not None}
         if not found:
             expected = "a loss of the model's output"
@@ -295,6 +303,7 @@ def train_step(
     max_batch: int | None = None,
     threads: int | None = None,
     memory_budget: int | None = None,
+    seed: int | None = None,
 ) -> TrainStep:
     """A compiled function that takes one step of training.
 
@@ -321,6 +330,9 @@ def train_step(
         computed again in the backward pass rather than kept, with the same bits. Batches,
         parameters and the optimiser's state do not count. By default all are kept. See
         `dlc.compile` for what is raised, on the first call.
+    seed : int, optional
+        Of dropout and other draws in the step, which then depend on nothing else; by default they
+        are the next ones of `dlc.seed`, which all models and steps of the process share.
 
     Returns
     -------
@@ -336,4 +348,5 @@ def train_step(
         max_batch=max_batch,
         threads=threads,
         memory_budget=memory_budget,
+        random=None if seed is None else stream(check_seed(seed)),
     )

@@ -21,18 +21,16 @@ from dlc.errors import (
     WeightsError,
     explain,
 )
-from dlc.frontend import optim
+from dlc.frontend import optim, random
 from dlc.frontend.data import Batches, as_dataset
 from dlc.frontend.module import Module
-from dlc.frontend.random import generator
-from dlc.frontend.random import state as random_state
 from dlc.frontend.tree import flatten
 from dlc.ir.sizes import shape_text
 from dlc.progress import bar
 from dlc.runtime import checkpoint
 from dlc.runtime.exclusive import uninterrupted
 from dlc.training.history import VALIDATION, History
-from dlc.training.judge import Evaluation, Prediction
+from dlc.training.judge import Evaluation, Prediction, adds_up
 from dlc.training.metrics import FALLING, Metric, named
 from dlc.training.step import Array, Loss, TrainStep, check_batch, check_numbers, check_parts
 
@@ -126,6 +124,7 @@ class Trainer:
         self._samples = 0
         self._position: dict[str, Any] | None = None  # in the data, behind the last step
         self._resumed = False
+        self._random = random.Buffer(random.state)  # of its own from here on
         self._functions: dict[Any, Any] = {}
         self._progress: bool | None = None
 
@@ -161,7 +160,8 @@ class Trainer:
         shuffle, drop_last : bool
             See `dlc.data.batches`.
         seed : int, optional
-            Of the order and of augmentations; by default one that `dlc.seed` decides.
+            Of the order, of augmentations and of dropout; by default one that `dlc.seed` decides.
+            Nothing else that is drawn in the process changes a run.
         callbacks : iterable of Callback
         patience : int, optional
             End the run when the monitored figure has not improved for so many epochs, those of
@@ -191,6 +191,7 @@ class Trainer:
         self._monitored(self._names(validation is not None))
         keep = _Keeper(self, checkpoint, checkpoint_every)
         batches = self._loader(train, batch_size, shuffle, drop_last, seed)
+        self._random.data = random.words(batches.seed, int(self._random.numpy()[1]))
         self.stop, self._progress = self._is_over(patience), progress
         step = self._step(batch_size)
         with bar(f"training {type(self.model).__name__}", progress) as report:
@@ -243,7 +244,8 @@ class Trainer:
             raise NumericsError(f"{where}: {error}") from None
         figures: dict[str, float] = results if isinstance(results, dict) else {"loss": results}
         for name, value in figures.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value * len(batch[0])
+            share = 1 if self._is_sum(name) else len(batch[0])
+            self._sums[name] = self._sums.get(name, 0.0) + value * share
         self._samples += len(batch[0])
         self.step += 1
         if isinstance(self.scheduler, optim.lr_scheduler.OneCycleLR):
@@ -254,7 +256,7 @@ class Trainer:
         self, batches: Batches, validation: Any, told: tuple[Callback, ...], patience: int | None
     ) -> None:
         """The line of an epoch, and what follows from it."""
-        figures: dict[str, Any] = {"epoch": self.epoch + 1, **self._means()}
+        figures: dict[str, Any] = {"epoch": self.epoch + 1, **self._so_far()}
         if validation is not None:
             found = self.evaluate(validation, batch_size=batches.batch_size)
             figures |= {VALIDATION + name: value for name, value in found.items()}
@@ -307,40 +309,38 @@ class Trainer:
         elif not isinstance(self.scheduler, (type(None), optim.lr_scheduler.OneCycleLR)):
             self.scheduler.step()
 
-    def _means(self) -> dict[str, float]:
-        return {name: total / self._samples for name, total in self._sums.items()}
+    def _so_far(self) -> dict[str, float]:
+        """The figures of the epoch: means, or a sum where the loss is one."""
+        return {
+            name: total if self._is_sum(name) else total / self._samples
+            for name, total in self._sums.items()
+        }
+
+    def _is_sum(self, name: str) -> bool:
+        return name == "loss" and adds_up(self.loss)
 
     def _running(self) -> str:
         """The figures of the epoch so far, in short."""
-        return " ".join(f"{name} {value:.4g}" for name, value in self._means().items())
+        return " ".join(f"{name} {value:.4g}" for name, value in self._so_far().items())
 
     # Using the model.
 
     def evaluate(self, data: Any, batch_size: int = 256) -> dict[str, float]:
         """The loss and the metrics over a data set, in inference mode.
 
-        They are means over samples; the loss of `nn.CrossEntropyLoss` and `nn.NLLLoss` is one over
-        the weights of the labels that count. So the size of batches decides rounding alone.
+        The loss is that of the whole set in one batch, so that the size of batches decides rounding
+        alone: a sum where the loss has ``reduction="sum"``, for `nn.CrossEntropyLoss` and
+        `nn.NLLLoss` a mean over the weights of the labels that count, for any other loss and for
+        metrics a mean over samples (a function of your own is taken for one).
 
         Returns
         -------
         dict of str to float
         """
-        totals: dict[str, list[float]] = {}
         with _inference(self.model):
             judge = self._function(Evaluation, batch_size, self.loss, self.metrics)
-            for batch in Batches(as_dataset(data), batch_size):
-                arrays = check_batch(batch)
-                figures, weight = judge(*arrays)
-                for name, value in figures.items():
-                    share = weight if name == "loss" else len(arrays[0])
-                    total = totals.setdefault(name, [0.0, 0.0])
-                    if share:  # a mean over no label is NaN, and counts nothing
-                        total[0] += value * share
-                        total[1] += share
-        return {
-            name: value / share if share else math.nan for name, (value, share) in totals.items()
-        }
+            figures: dict[str, float] = judge.over(Batches(as_dataset(data), batch_size))
+            return figures
 
     def predict(self, inputs: Any, batch_size: int = 256) -> Any:
         """The model's outputs, in inference mode.
@@ -371,8 +371,14 @@ class Trainer:
         """A compiled function of the model, made once for each size of batches."""
         key = kind, batch_size
         if key not in self._functions:
-            options = {"threads": self._threads, "progress": self._progress}
-            self._functions[key] = kind(self.model, *arguments, max_batch=batch_size, **options)
+            self._functions[key] = kind(
+                self.model,
+                *arguments,
+                max_batch=batch_size,
+                threads=self._threads,
+                progress=self._progress,
+                random=self._random,
+            )
         return self._functions[key]
 
     def _step(self, batch_size: int) -> TrainStep:
@@ -387,6 +393,7 @@ class Trainer:
                 threads=self._threads,
                 progress=self._progress,
                 memory_budget=self._memory_budget,
+                random=self._random,
                 **self._clip,
             )
         made: TrainStep = self._functions[key]
@@ -398,7 +405,7 @@ class Trainer:
         """Batches from behind the last step, or else from the start of the present epoch."""
         saved = self._position if self._resumed or self._samples else None
         if seed is None:
-            seed = saved["seed"] if saved else int(generator().integers(2**63))
+            seed = saved["seed"] if saved else int(random.generator().integers(2**63))
         options = {"shuffle": shuffle, "drop_last": drop_last, "seed": seed}
         batches = Batches(as_dataset(train), batch_size, **options)
         anew = {**batches.state_dict(), "epoch": self.epoch}
@@ -430,7 +437,7 @@ class Trainer:
         slots = {f"optimizer.{i}.{n}": a for i, s in state["state"].items() for n, a in s.items()}
         arrays = {f"model.{name}": array for name, array in self.model.state_dict().items()}
         arrays |= {f"best.{name}": array for name, array in self._best.weights.items()}
-        arrays |= slots | {"random": random_state.numpy()}
+        arrays |= slots | {"random": self._random.numpy()}
         notes = {
             "model": type(self.model).__name__,
             "optimizer": {"name": type(self.optimizer).__name__, "groups": state["param_groups"]},
@@ -467,7 +474,7 @@ class Trainer:
             slots.setdefault(int(number), {})[slot] = array
         self._load_states(os.fspath(path), slots, notes)
         self.model.load_state_dict(weights)
-        random_state.data = arrays["random"]
+        self._random.data = arrays["random"]
         self.epoch, self.step = notes["epoch"], notes["step"]
         self._sums, self._samples = dict(notes["sums"]), notes["samples"]
         self._best = _Best(*notes["best"], _under("best.", arrays))

@@ -43,8 +43,7 @@ def show(arguments: Namespace) -> int:
 
     threads = count(arguments.threads)
     torch = importlib.util.find_spec("torch") is not None
-    folder = Path(arguments.folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = output.make_folder("--folder", arguments.folder)
     results = []
     for name in arguments.models:
         results.append(_show(name, threads, torch, folder, arguments))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -33,7 +34,7 @@ class Augmentation(Transform):
     p: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.p <= 1:
+        if not (is_number(self.p) and 0 <= self.p <= 1):
             raise ArgumentError(explain("p", "a probability", repr(self.p)))
 
     def apply(self, inputs: Array, draws: Draws) -> Array:
@@ -197,7 +198,7 @@ class Noise(Augmentation):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.std < np.inf:
+        if not (is_number(self.std) and 0 <= self.std < np.inf):
             raise ArgumentError(explain("std", "a number of at least 0", repr(self.std)))
 
     def change(self, images: Array, draws: Draws) -> Array:
@@ -218,7 +219,11 @@ def interval(
     below: float = np.inf,
 ) -> tuple[float, float]:
     """The two ends of a range, checked: of 0.1 about 1, they are 0.9 and 1.1."""
-    low, high = value if isinstance(value, (tuple, list)) else (about - value, about + value)
+    both = value if isinstance(value, (tuple, list)) else (value, value)
+    given = len(both) == 2 and all(map(is_number, both))
+    low, high = both if given else (np.nan, np.nan)  # which is in no range
+    if both is not value:
+        low, high = about - low, about + high
     if not (low <= high and low >= least and above < low and high < below):
         limits = [f"at least {least:g}"] if least > -np.inf else []
         limits += [f"above {above:g}"] if above > -np.inf else []
@@ -253,6 +258,11 @@ def check_images(inputs: Array, whose: str) -> None:
     """Refuse what is no batch of images."""
     if inputs.ndim != 4:
         raise ShapeError(explain(whose, "images (N, C, H, W)", str(inputs.shape)))
+
+
+def is_number(value: object) -> bool:
+    """Whether it is a real number; True and False are none."""
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def check_pixels(name: str, value: object, least: int = 0) -> None:

@@ -67,7 +67,13 @@ class Compose(Transform):
     transforms : sequence of Transform or callable
     """
 
-    def __init__(self, transforms: Sequence[AnyTransform]):
+    def __init__(self, transforms: Sequence[AnyTransform], *more: AnyTransform):
+        listed = isinstance(transforms, Sequence) and not more
+        if not (listed and all(map(callable, transforms))):
+            given = [*transforms] if listed else [transforms, *more]
+            expected, got = "a list of transforms or callables", ", ".join(map(repr, given))
+            advice = f"Write Compose([{got}])." if all(map(callable, given)) else ""
+            raise ArgumentError(explain("Compose", expected, got, advice=advice))
         self.transforms = tuple(transforms)
 
     def apply(self, inputs: Array, draws: Draws) -> Array:
@@ -108,9 +114,13 @@ class Normalize(Transform):
 
     def __post_init__(self) -> None:
         for name in ("mean", "std"):
-            numbers = np.atleast_1d(np.asarray(getattr(self, name), np.float64))
+            given = getattr(self, name)
+            try:
+                numbers = np.atleast_1d(np.asarray(given, np.float64))
+            except (TypeError, ValueError):
+                numbers = np.array([np.nan])
             if numbers.ndim != 1 or not np.isfinite(numbers).all():
-                raise ArgumentError(explain(f"Normalize's {name}", "finite numbers", str(numbers)))
+                raise ArgumentError(explain(f"Normalize's {name}", "finite numbers", repr(given)))
             object.__setattr__(self, name, tuple(numbers.tolist()))
         if min(self.std) <= 0:
             raise ArgumentError(explain("Normalize's std", "numbers above 0", str(self.std)))

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from dlc.errors import ArgumentError, explain
-from dlc.frontend.data.augment import Augmentation, Range, interval
+from dlc.frontend.data.augment import Augmentation, Range, interval, is_number
 from dlc.frontend.data.chance import Array, Draws
 from dlc.frontend.data.transforms import check_floats
 
@@ -119,6 +119,9 @@ class Affine(Warp):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not (isinstance(self.translate, (tuple, list)) and len(self.translate) == 2):
+            expected = "a pair of numbers, down and to the right"
+            raise ArgumentError(explain("translate", expected, repr(self.translate)))
         self._ranges()
 
     def _ranges(self) -> list[tuple[float, float]]:
@@ -159,7 +162,7 @@ class Perspective(Warp):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.distortion < 0.5:
+        if not (is_number(self.distortion) and 0 <= self.distortion < 0.5):
             expected = "a number from 0 to below 0.5"
             raise ArgumentError(explain("distortion", expected, repr(self.distortion)))
 
@@ -202,8 +205,9 @@ class Elastic(Warp):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (0 <= self.alpha < np.inf and 0 < self.sigma < np.inf):
-            got = f"{self.alpha} and {self.sigma}"
+        numbers = is_number(self.alpha) and is_number(self.sigma)
+        if not (numbers and 0 <= self.alpha < np.inf and 0 < self.sigma < np.inf):
+            got = f"{self.alpha!r} and {self.sigma!r}"
             raise ArgumentError(explain("alpha, sigma", "at least 0, and above 0", got))
 
     def places(self, draws: Draws, height: int, width: int) -> tuple[Array, Array]:

@@ -209,7 +209,7 @@ class Optimizer(ABC):
         slots = self._slots.setdefault(parameter, {})
         for name, value in self.slots(group).items():
             if name not in slots:
-                slots[name] = Buffer(np.full(parameter.shape, value, parameter.dtype))
+                slots[name] = Buffer.full(parameter.shape, value, parameter.dtype)
             if slots[name].dtype != parameter.dtype:
                 expected = f"a parameter of {slots[name].dtype}, as when it was bound to the model"
                 advice = "Make an optimiser behind model.double() or model.to()."
