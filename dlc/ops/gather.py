@@ -25,6 +25,11 @@ def _axis(x: TensorType, *rest: TensorType, axis: int) -> dict[str, Any]:
     return {"axis": normal_axis(axis, x.ndim)}
 
 
+def _named(x: TensorType, index: TensorType, axis: int, what: str = "") -> dict[str, Any]:
+    """``what`` the indices are to a user, such as labels, where they are that."""
+    return _axis(x, axis=axis) | ({"what": what} if what else {})
+
+
 def check_index(op: str, index: Array, size: int, what: str = "indices") -> None:
     """Raise `IndexError` for the first element of ``index`` outside ``0 <= i < size``."""
     wrong = np.argwhere((index < 0) | (index >= size))
@@ -36,17 +41,19 @@ def check_index(op: str, index: Array, size: int, what: str = "indices") -> None
 # take
 
 
-def _take_type(x: TensorType, index: TensorType, axis: int) -> TensorType:
+def _take_type(x: TensorType, index: TensorType, axis: int, what: str = "") -> TensorType:
     require_integer(index)
     return TensorType(x.dtype, (*x.shape[:axis], *index.shape, *x.shape[axis + 1 :]))
 
 
-def _take_ref(x: Array, index: Array, axis: int) -> Array:
-    check_index("take", index, x.shape[axis])
+def _take_ref(x: Array, index: Array, axis: int, what: str = "indices") -> Array:
+    check_index("take", index, x.shape[axis], what)
     return np.take(x, index, axis)
 
 
-def _take_grad(g: Node, y: Node, x: Node, index: Node, axis: int) -> tuple[Node, None]:
+def _take_grad(
+    g: Node, y: Node, x: Node, index: Node, axis: int, what: str = ""
+) -> tuple[Node, None]:
     before, after = x.shape[:axis], x.shape[axis + 1 :]
     rows = product(index.shape)
     flat = g.reshape(*before, rows, *after)
@@ -54,7 +61,7 @@ def _take_grad(g: Node, y: Node, x: Node, index: Node, axis: int) -> tuple[Node,
     return filled(x.builder, x.shape, 0.0, x.dtype).scatter_add(axis, column, flat), None
 
 
-def _take_torch(torch: Any, x: Any, index: Any, axis: int) -> Any:
+def _take_torch(torch: Any, x: Any, index: Any, axis: int, what: str = "") -> Any:
     rows = torch.index_select(x, axis, index.reshape(-1))
     return rows.reshape(*x.shape[:axis], *index.shape, *x.shape[axis:][1:])
 
@@ -66,12 +73,12 @@ take = OpDef(
     infer=_take_type,
     ref=_take_ref,
     doc="the parts of x at positions of one axis, in whose place the dimensions of the index stand",
-    attrs=_axis,
+    attrs=_named,
     grad=_take_grad,
     samples=lambda rng: [
         Sample((*uniform(rng, (5, 3)), rng.integers(0, 5, (2, 4))), {"axis": 0}),
         Sample((*uniform(rng, (2, 5, 3)), rng.integers(0, 5, 4).astype(np.int32)), {"axis": 1}),
-        Sample((*uniform(rng, (2, 3)), np.array(2)), {"axis": -1}),
+        Sample((*uniform(rng, (2, 3)), np.array(2)), {"axis": -1, "what": "labels"}),
         Sample((*uniform(rng, (2, 3)), np.zeros((0,), np.int64)), {"axis": 0}),
         plain([True, False], [1, 1, 0], axis=0),
     ],
@@ -104,11 +111,6 @@ def _fits(index: TensorType, other: TensorType, what: str, but: int | None = Non
             )
 
 
-def _gather_attrs(x: TensorType, index: TensorType, axis: int, what: str = "") -> dict[str, Any]:
-    """``what`` the indices are to a user, such as labels, where they are that."""
-    return _axis(x, axis=axis) | ({"what": what} if what else {})
-
-
 def _gather_type(x: TensorType, index: TensorType, axis: int, what: str = "") -> TensorType:
     _fits(index, x, "its input", but=axis)
     return index.with_dtype(x.dtype)
@@ -133,7 +135,7 @@ gather = OpDef(
     infer=_gather_type,
     ref=_gather_ref,
     doc="y[i][j] = x[index[i][j]][j] along axis 0, and so on: an index for every element",
-    attrs=_gather_attrs,
+    attrs=_named,
     grad=lambda g, y, x, index, axis, what="": (
         filled(x.builder, x.shape, 0.0, x.dtype).scatter_add(axis, index, g),
         None,

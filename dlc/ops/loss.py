@@ -15,7 +15,7 @@ import numpy as np
 from dlc.errors import ArgumentError, DTypeError, IndexError, ShapeError
 from dlc.ir.node import Node, apply
 from dlc.ir.op import OPS, Array, ErrorSample, Kind, OpDef, Sample
-from dlc.ir.sizes import Size, bounds, equal, product, shape_text
+from dlc.ir.sizes import Size, bounds, equal, shape_text
 from dlc.ir.types import TensorType, tensor
 from dlc.ops.common import (
     only_floats,
@@ -115,8 +115,7 @@ def _nll_expand(x: Node, label: Node, *weight: Node, ignore_index: int) -> Node:
 
 def of_label(weight: Node, label: Node) -> Node:
     """The weight of each label's class, in the shape of the labels."""
-    flat = label.reshape(product(label.shape))
-    return apply("gather", weight, flat, axis=0, what="labels").reshape(label.shape)
+    return apply("take", weight, label, axis=0, what="labels")
 
 
 def _nll_grad(

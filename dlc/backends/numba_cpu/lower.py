@@ -237,8 +237,10 @@ def _site(node: Node) -> Site:
     x, which = node.inputs[0], node.inputs[min(1, len(node.inputs) - 1)]
     extent = x.shape[node.attrs["axis"]] if "axis" in node.attrs else 0
     modules = ", ".join(sorted(origin.module for origin in node.origins if origin.module)[:2])
-    if node.attrs.get("what") == "labels":  # one for each sample, in a column of its own
-        shape = tuple(n for axis, n in enumerate(which.shape) if axis != node.attrs["axis"])
+    if node.attrs.get("what") == "labels":
+        shape = which.shape
+        if node.op.name == "gather":  # one for each sample, in a column of its own
+            shape = tuple(n for axis, n in enumerate(shape) if axis != node.attrs["axis"])
         return Site("a loss", modules, shape, extent, "labels")
     return Site(node.op.name, modules, which.shape, extent)
 
