@@ -227,6 +227,12 @@ CONTRACTIONS = {
     "planes beyond which lie more zeros than the kernel has lines": Case(
         lambda x: conv(x, 6, 2, 3, 5, padding=((5, 4), (1, 2))), (spec((1, 2, 3, 18)),), ({},)
     ),
+    "a plane between zeros": Case(
+        lambda x: conv(x, 1, 2, 5, 3, padding=((4, 3), (1, 1))), (spec((1, 2, 5, 18)),), ({},)
+    ),
+    "two tiles of planes between zeros": Case(
+        lambda x: conv(x, 8, 1, 4, 3, padding=((2, 3), (1, 1))), (spec((2, 1, 4, 33)),), ({},)
+    ),
     "planes and a sum": Case(
         lambda x: conv(y := conv(x, 4, 2, 3, 3), 4, 4, 3, 3, residual=y),
         (spec((1, 2, 3, 19)),),

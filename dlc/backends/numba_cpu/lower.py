@@ -89,14 +89,15 @@ class Lowering:
     def _steps(self, schedule: Schedule) -> list[Step]:
         steps = []
         for node, buffer in schedule.buffers.items():
-            if buffer.role == "constant":
+            if buffer.role == "constant" and node.op.name == "constant":  # no view of one
                 self.constants[buffer.name] = node.attrs["value"]
         for group in schedule.groups:
             if group.view:
                 continue
             once_more = " again" if group.again else ""
             for node in group.outputs:
-                if any(a or b for a, b in schedule.layouts[node].halo):
+                around = any(a or b for a, b in schedule.layouts[node].halo)
+                if around and not schedule.takes_place(group, node):
                     zeros = halo_kernel(node, schedule.layouts[node], "kernel")
                     kernel, label = self._named("halo", zeros), f"halo{once_more}"
                     steps.append(self._step(kernel, schedule, label, zeros.barrier))
