@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from helpers.random_networks import networks, values
 from helpers.schedules import labels, scheduled
 from hypothesis import given, settings
@@ -152,3 +153,52 @@ def test_prepared_values_may_be_results():
         double = weight.numpy() * 2
         for got, want in zip(exe(x), (double, double.T, x @ double, double.ravel()), strict=True):
             np.testing.assert_array_equal(got, want)
+
+
+def known_images(kind):
+    """An image that is no input: an array, or a parameter, as it is or as layers make it."""
+    array = np.random.default_rng(0).normal(size=(2, 6, 15, 20)).astype("float32")
+    image = array if kind == "constant" else nn.Parameter(array)
+    if kind == "made of parameters":
+        layer = nn.Conv2d(6, 6, 3, padding=1)
+        return lambda: F.relu(layer(image)), layer(array).clip(0)
+    return lambda: image * 1.0 if kind == "parameter" else image, array
+
+
+@pytest.mark.parametrize("kind", ["constant", "parameter", "made of parameters"])
+@pytest.mark.parametrize(
+    ("weights", "attrs"),
+    [
+        ((16, 6, 3, 3), {"padding": 1}),
+        ((16, 6, 3, 3), {"stride": 2, "padding": (2, 1)}),
+        ((4, 6, 5, 5), {"padding": 2}),
+        ((6, 1, 3, 3), {"padding": 1, "groups": 6}),
+    ],
+    ids=["winograd", "direct", "planes", "depthwise"],
+)
+def test_an_image_that_is_prepared_is_read_where_it_lies(kind, weights, attrs):
+    """Its layout is that of rows in both parts; each copies it as its own readers need it."""
+    made, array = known_images(kind)
+    w = np.random.default_rng(1).normal(size=weights).astype("float32")
+    compiled = dlc.compile(lambda w: F.conv2d(made(), w, **attrs), w)
+    expected = torch.conv2d(torch.from_numpy(array), torch.from_numpy(w), **attrs)
+    for _ in range(2):
+        np.testing.assert_allclose(compiled(w), expected.numpy(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("padding", "stride"), [(0, 4), (1, 1)])
+def test_gradients_of_a_sum_with_known_weights(padding, stride):
+    """The gradient that comes back to the convolution is an array that was there before."""
+    rng = np.random.default_rng(2)
+    x, w = rng.normal(size=(2, 6, 15, 20)), rng.normal(size=(3, 6, 4, 4))
+    ours = torch.from_numpy(x).requires_grad_(), torch.from_numpy(w).requires_grad_()
+    y = torch.conv2d(*ours, padding=padding, stride=stride)
+    known = rng.normal(size=tuple(y.shape))
+    (y * torch.from_numpy(known)).sum().backward()
+
+    def loss(x, w):
+        return (F.conv2d(x, w, padding=padding, stride=stride) * known).sum()
+
+    found = dlc.compile(dlc.grad(loss, (0, 1)), x, w)(x, w)
+    for gradient, leaf in zip(found, ours, strict=True):
+        np.testing.assert_allclose(gradient, leaf.grad.numpy(), rtol=1e-9, atol=1e-9)

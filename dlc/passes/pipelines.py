@@ -12,8 +12,10 @@ from dlc.passes.select import SelectAlgorithms
 from dlc.passes.simplify import Simplify
 from dlc.passes.sink_reshapes import SinkReshapes
 
-#: What gives a graph without composite ops the form that kernels compute.
-FORMS: tuple[Pass, ...] = (SelectAlgorithms(), SinkReshapes(), AssignLayouts())
+#: What gives a graph without composite ops the ops that kernels compute, and then the layouts.
+ALGORITHMS: tuple[Pass, ...] = (SelectAlgorithms(), SinkReshapes())
+LAYOUTS: tuple[Pass, ...] = (AssignLayouts(),)
+FORMS = (*ALGORITHMS, *LAYOUTS)
 
 #: The graph as it was traced, in ops that backends lower.
 O0: tuple[Pass, ...] = (Decompose(),)

@@ -18,7 +18,7 @@ from dlc.passes.in_place import settle, with_own_values
 from dlc.passes.layout import layouts
 from dlc.passes.memory import ROOM, assign_memory
 from dlc.passes.order import order_groups
-from dlc.passes.pipelines import FORMS
+from dlc.passes.pipelines import ALGORITHMS, LAYOUTS
 from dlc.passes.prepare import PREPARED, split
 from dlc.passes.recompute import within
 from dlc.passes.traffic import Traffic
@@ -32,14 +32,16 @@ def schedule(
     """Schedules of `prepare` and `main`, and the bytes of prepared memory; ``run`` runs the passes
     that still rewrite the graph. Their arenas take at most ``memory_budget`` bytes.
     """
-    parts = split(run(with_own_values(graph), FORMS))
-    prepare = _scheduled(parts.prepare, "prepared", memory_budget)
+    parts = split(run(with_own_values(graph), ALGORITHMS))
+    # What one leaves to the other lies row by row, so each has its own layouts.
+    prepare = _scheduled(run(parts.prepare, LAYOUTS), "prepared", memory_budget)
     offsets, total = {}, 0
-    for node, name in zip(parts.prepare.outputs, parts.names, strict=True):
+    for node, name in zip(prepare.graph.outputs, parts.names, strict=True):
         offsets[name] = total
         total += align(bounds(prepare.buffers[node].nbytes)[1] + SLACK)
     prepare = _placed(prepare, offsets)
-    main = _placed(_scheduled(parts.main, "arena", memory_budget), offsets)
+    main = _scheduled(run(parts.main, LAYOUTS), "arena", memory_budget)
+    main = _placed(main, offsets)
     return prepare, main, total
 
 
