@@ -1,6 +1,7 @@
 """Memory: buffers that live together never overlap, and the dead make room."""
 
 import numpy as np
+import pytest
 from helpers.random_networks import networks
 from helpers.schedules import check_memory, labels, lives, main, scheduled
 from hypothesis import given, settings
@@ -14,7 +15,7 @@ from dlc.frontend import models
 from dlc.ir.pattern import op
 from dlc.ir.plan import ALIGNMENT, SLACK, align
 from dlc.ir.sizes import bounds
-from dlc.passes.memory import ROOM, _Arena
+from dlc.passes.memory import ROOM, WEIGHTY, _Arena
 from dlc.passes.schedule import schedule
 
 ROWS = dlc.TensorSpec((4, 10))
@@ -44,6 +45,16 @@ def test_resnet18_in_little_memory():
 )
 def test_the_arena_places_any_lives(requests, room):
     """Buffers come in order; some live longer than planned at first."""
+    check_places(requests, room)
+
+
+def test_the_arena_places_more_than_it_weighs(rng):
+    """Only the largest count where threads meet; all have places."""
+    sizes, lives = rng.integers(0, 5000, 3 * WEIGHTY), rng.integers(1, 40, 3 * WEIGHTY)
+    check_places(list(zip(sizes.tolist(), lives.tolist(), sizes % 2 == 0, strict=True)), ROOM)
+
+
+def check_places(requests, room):
     arena, lives = _Arena(), []
     for now, (nbytes, life, longer) in enumerate(requests):
         assert arena.add(nbytes, now, now + life) == now
@@ -97,9 +108,11 @@ def test_memory_is_planned_at_the_largest_sizes():
 
 
 class Residual(nn.Module):
-    def __init__(self):
+    def __init__(self, channels=16):
         super().__init__()
-        self.first, self.second = (nn.Conv2d(16, 16, 3, padding=1, bias=False) for _ in range(2))
+        self.first, self.second = (
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False) for _ in range(2)
+        )
 
     def forward(self, x):
         return F.relu(self.second(self.first(x)) + x)
@@ -132,6 +145,19 @@ def test_a_value_that_is_read_later_keeps_its_place():
     shortcut, result = added(made)
     assert shortcut.offset != result.offset
     check_memory(made)
+
+
+@pytest.mark.parametrize(("channels", "size"), [(8, 3), (6, 5), (16, 1), (16, 8)])
+def test_a_place_that_is_taken_has_its_halo(rng, channels, size):
+    """The zeros around what a sum adds are those around the sum, and nobody writes them again."""
+    model = nn.Sequential(*(Residual(channels) for _ in range(3))).double()
+    x = rng.normal(size=(2, channels, size, size))
+    made = main(model, dlc.TensorSpec(x.shape, "float64"))
+    shortcut, result = added(made)
+    assert shortcut.offset == result.offset
+    assert any(map(any, result.layout.halo))
+    exact = dlc.compile(model, dlc.TensorSpec(x.shape, "float64"), target="reference")
+    np.testing.assert_allclose(model(x), exact(x), rtol=1e-10, atol=1e-12)
 
 
 # Views.

@@ -18,6 +18,7 @@ from dlc.ir.graph import topological
 from dlc.ir.node import Node, apply, current_builder
 from dlc.ir.types import is_float
 from dlc.passes import differentiate
+from dlc.passes.in_place import checked
 
 Argnums = int | Sequence[int]
 
@@ -121,10 +122,12 @@ def gradients(
     if weight.type != root.type:
         expected, got = f"grad_output of {root.type}", str(weight.type)
         raise ShapeError(explain("a gradient", expected, got, where=here()))
-    if not computed and any(node.op.checks for node in topological((root,))):
-        weight = apply("after", weight, root)
-    found = differentiate.reverse if allow_unused else differentiate.gradients
-    return tuple(found((root,), (weight,), nodes))
+    derive = differentiate.reverse if allow_unused else differentiate.gradients
+    found = derive((root,), (weight,), nodes)
+    made = tuple(each for each in found if each is not None)
+    if not computed and not checked(topological((root,))) <= checked(topological(made)):
+        found = derive((root,), (apply("after", weight, root),), nodes)
+    return tuple(found)
 
 
 def _node(value: Any) -> Node:

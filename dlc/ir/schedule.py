@@ -122,3 +122,13 @@ class Schedule:
     buffers: Mapping[Node, Buffer] = field(default_factory=dict)
     arena: int = 0
     state: int = 0
+
+    def takes_place(self, group: Group, node: Node) -> bool:
+        """Whether an output of a group lies in the arena where one of its inputs does, halo and
+        all: what the group reads there must not be overwritten before.
+        """
+        own = self.buffers[node]
+        inputs = (self.buffers[each] for each in group.inputs if each in self.buffers)
+        return own.role == "arena" and any(
+            each.role == "arena" and each.offset == own.offset for each in inputs
+        )

@@ -102,15 +102,19 @@ def checks(groups: Sequence[Group]) -> list[int]:
     """
     found, known = list[int](), set[tuple[Node, Size]]()
     for number, group in enumerate(groups):
-        checked = {_checked(node) for node in group.inside if node.op.checks}
-        if not checked <= known:
+        own = checked(group.inside)
+        if not own <= known:
             found.append(number)
-        known |= checked
+        known |= own
     return found
 
 
+def checked(nodes: Iterable[Node]) -> set[tuple[Node, Size]]:
+    """What ops check: values, and how many places there are for them."""
+    return {_checked(node) for node in nodes if node.op.checks}
+
+
 def _checked(node: Node) -> tuple[Node, Size]:
-    """What an op checks: the values, and how many places there are."""
     values = node.inputs[min(1, len(node.inputs) - 1)]
     while values.op.name in SAME_VALUES:
         values = values.inputs[0]

@@ -34,6 +34,9 @@ from dlc.passes.traffic import owners
 CACHED = 16 << 20
 #: How much larger it may become so that threads meet what they wrote.
 ROOM = 1.3
+#: Blocks that count in this, the largest, so that the time for it grows with the square of their
+#: number only.
+WEIGHTY = 128
 
 
 def assign_memory(
@@ -198,17 +201,12 @@ class _Arena:
             nbytes, first, last = self.blocks[number]
             together = (lives[placed, 0] <= last) & (first <= lives[placed, 1])
             busy = sorted(zip(starts[together], ends[together], strict=True))
-            meeting = align((starts + ends - nbytes) // 2)
-            choices = np.array(
-                [
-                    choice
-                    for low, high in _gaps(nbytes, busy, most)
-                    for choice in (low, high - nbytes, *meeting)
-                    if low <= choice <= high - nbytes
-                ]
-            )
+            gaps = [(low, high - nbytes) for low, high in _gaps(nbytes, busy, most)]
+            meeting = align((starts[:WEIGHTY] + ends[:WEIGHTY] - nbytes) // 2)
+            inside = [meeting[(low <= meeting) & (meeting <= high)] for low, high in gaps]
+            choices = np.concatenate([*gaps, *inside])
             beyond = np.maximum(choices + nbytes - most, 0)
-            foreign = _foreign(choices, nbytes, starts, ends)
+            foreign = _foreign(choices, nbytes, starts[:WEIGHTY], ends[:WEIGHTY])
             offsets[number] = int(choices[np.lexsort((choices, foreign, beyond))[0]])
             placed.append(number)
             starts, ends = (
