@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
-from helpers.random_networks import networks, values
+from helpers.random_networks import networks, values, with_gradients
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -31,9 +31,8 @@ def compare(got, exact):
     np.testing.assert_allclose(got, exact, rtol=0, atol=1e-4 * size)
 
 
-@settings(max_examples=30)
-@given(networks(), st.sampled_from(["O0", "O2"]))
-def test_compiled_graphs_agree_with_the_reference(graph, level):
+def check(graph, level):
+    """The graph, compiled, twice against NumPy in float64."""
     runner = runner_of(graph, level)
     names = {node.name for node in graph.parameters}
     weights = values(graph, np.random.default_rng(1))
@@ -46,6 +45,18 @@ def test_compiled_graphs_agree_with_the_reference(graph, level):
         for got, again, want in zip(first, second, exact, strict=True):
             compare(got, want)
             np.testing.assert_array_equal(got, again)
+
+
+@settings(max_examples=30)
+@given(networks(), st.sampled_from(["O0", "O2"]))
+def test_compiled_graphs_agree_with_the_reference(graph, level):
+    check(graph, level)
+
+
+@settings(max_examples=20, suppress_health_check=[HealthCheck.too_slow])
+@given(networks(steps=7, smooth=True))
+def test_compiled_gradients_agree_with_the_reference(graph):
+    check(with_gradients(graph), "O2")
 
 
 # A wrong rule.

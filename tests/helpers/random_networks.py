@@ -14,16 +14,20 @@ from dlc.ir.graph import Graph
 from dlc.ir.node import Builder, building
 from dlc.ir.pattern import op
 from dlc.ir.sizes import Dim
-from dlc.ir.types import tensor
+from dlc.ir.types import is_float, tensor
+from dlc.passes.differentiate import gradients, scalar_one
 
 BATCH = Dim("batch", 1, 4)
-UNARY = ("relu", "tanh", "sigmoid", "neg", "abs", "sin", "erf")
+SMOOTH = ("tanh", "sigmoid", "neg", "sin", "erf")
+UNARY = (*SMOOTH, "relu", "abs")
 BINARY = ("add", "sub", "mul", "maximum", "minimum")
 
 
 @st.composite
-def networks(draw, steps=10):
-    """A graph over an image, a matrix and three indices, with parameters."""
+def networks(draw, steps=10, smooth=False):
+    """A graph over an image, a matrix and three indices, with parameters; perhaps another image is
+    known before the call. Gradients of ``smooth`` ones are continuous, too.
+    """
     builder, batch = Builder(), draw(st.sampled_from((2, BATCH)))
     size = draw(st.sampled_from(((8, 9), (12, 7), (5, 40))))
     channels = draw(st.sampled_from((1, 3, 6, 16, 20)))
@@ -32,7 +36,14 @@ def networks(draw, steps=10):
         builder.input("matrix", tensor("float32", (batch, 10))),
         builder.input("index", tensor("int64", (3,))),
     )
-    maker = Maker(draw, builder, list(inputs[:2]), inputs[2])
+    nodes, shape = list(inputs[:2]), (2, channels, *size)
+    known = draw(st.sampled_from(("parameter", "constant", None))) if batch == 2 else None
+    if known == "parameter":
+        nodes.append(builder.parameter("known", tensor("float32", shape)))
+    elif known == "constant":
+        array = np.random.default_rng(0).normal(size=shape).astype("float32")
+        nodes.append(builder.constant(array))
+    maker = (Smooth if smooth else Maker)(draw, builder, nodes, inputs[2])
     with building(builder):
         for _ in range(draw(st.integers(1, steps))):
             maker.step()
@@ -51,12 +62,24 @@ def values(graph, rng, batch=2):
     return found
 
 
+def with_gradients(graph):
+    """The mean square of all results, and its gradients in all parameters and inputs."""
+    with building(graph.outputs[0].builder):
+        total = sum(op.mean(op.square(out)) for out in graph.outputs)
+        leaves = [*graph.parameters, *(node for node in graph.inputs if is_float(node.dtype))]
+        found = gradients((total,), (scalar_one(total),), leaves)
+    return type(graph)((total, *found), graph.inputs)
+
+
 class Maker:
     """Adds one random op at a time; what does not fit is left out."""
 
     anywhere = ("unary", "binary", "number", "channel", "reduce", "softmax", "move", "take")
     rows = ("linear", "product", "layer_norm")
     images = ("conv", "conv", "conv", "pool", "pool", "batch_norm", "flatten")
+    unaries, binaries = UNARY, BINARY
+    reductions = ("sum", "mean", "amax", "amin", "logsumexp")
+    pools = ("max_pool2d", "avg_pool2d")
 
     def __init__(self, draw, builder, nodes, index):
         self.draw, self.builder, self.nodes, self.index = draw, builder, nodes, index
@@ -82,15 +105,15 @@ class Maker:
         return self.builder.parameter(f"p{self.parameters}", tensor("float32", shape))
 
     def unary(self, a):
-        return getattr(op, self.choose(*UNARY))(a)
+        return getattr(op, self.choose(*self.unaries))(a)
 
     def binary(self, a):
         fit = [node for node in self.nodes if node.shape == a.shape]
-        return getattr(op, self.choose(*BINARY))(a, self.choose(*fit))
+        return getattr(op, self.choose(*self.binaries))(a, self.choose(*fit))
 
     def number(self, a):
         value = op.constant(value=np.float32(self.choose(0.0, -0.0, 1.0, 2.0, -1.5, 0.5)))
-        return getattr(op, self.choose(*BINARY))(a, value)
+        return getattr(op, self.choose(*self.binaries))(a, value)
 
     def channel(self, a):
         axis = self.choose(*range(a.ndim))
@@ -101,7 +124,7 @@ class Maker:
     def reduce(self, a):
         axes = self.draw(st.sets(st.integers(0, a.ndim - 1), min_size=1))
         keepdims = self.draw(st.booleans())
-        name = self.choose("sum", "mean", "amax", "amin", "logsumexp")
+        name = self.choose(*self.reductions)
         made = op.tanh(getattr(op, name)(a, axes=tuple(sorted(axes)), keepdims=keepdims))
         return op.sub(a, made) if keepdims and self.draw(st.booleans()) else made
 
@@ -177,7 +200,7 @@ class Maker:
             "padding": ((pad, pad), (pad, pad)),
             "ceil_mode": self.draw(st.booleans()),
         }
-        if self.draw(st.booleans()):
+        if self.choose(*self.pools) == "max_pool2d":
             return op.max_pool2d(a, dilation=(1, 1), **options)
         return op.avg_pool2d(a, count_include_pad=self.draw(st.booleans()), **options)
 
@@ -187,3 +210,10 @@ class Maker:
 
     def flatten(self, a):
         return op.reshape(a, shape=(a.shape[0], -1))
+
+
+class Smooth(Maker):
+    """Ops with continuous gradients only."""
+
+    unaries, binaries = SMOOTH, ("add", "sub", "mul")
+    reductions, pools = ("sum", "mean", "logsumexp"), ("avg_pool2d",)
