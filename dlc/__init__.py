@@ -29,7 +29,7 @@ _PUBLIC = {
     "gradients": ("dlc.frontend.gradient", "gradients"),
     "train_step": ("dlc.training.step", "train_step"),
     "Trainer": ("dlc.training.trainer", "Trainer"),
-    "Callback": ("dlc.training.trainer", "Callback"),
+    "Callback": ("dlc.training.callbacks", "Callback"),
     "History": ("dlc.training.history", "History"),
     "trace": ("dlc.driver", "trace_graph"),
     "Error": ("dlc.errors", "Error"),
@@ -128,7 +128,7 @@ if TYPE_CHECKING:
     from dlc.ir.text import parse as parse
     from dlc.ir.types import TensorSpec as TensorSpec
     from dlc.testing.diff import diff as diff
+    from dlc.training.callbacks import Callback as Callback
     from dlc.training.history import History as History
     from dlc.training.step import train_step as train_step
-    from dlc.training.trainer import Callback as Callback
     from dlc.training.trainer import Trainer as Trainer

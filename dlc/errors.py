@@ -11,6 +11,7 @@ import os
 
 __all__ = [
     "ArgumentError",
+    "AttributeError",
     "CacheError",
     "CacheWarning",
     "CheckpointError",
@@ -102,6 +103,10 @@ class ArgumentError(Error, ValueError):
     """An argument or attribute is outside its domain: a stride of 0, an unknown mode."""
 
 
+class AttributeError(Error, builtins.AttributeError):
+    """A module or object of dlc does not have a name; the message says what there is instead."""
+
+
 class ShapeError(Error, ValueError):
     """A shape, rank or size does not fit, is outside its declared range, or cannot be decided."""
 
@@ -111,7 +116,19 @@ class DTypeError(Error, TypeError):
 
 
 class IndexError(Error, builtins.IndexError):
-    """An index or a label is out of range; a kernel found it while it ran."""
+    """An index or a label is out of range; a kernel found it while it ran.
+
+    Attributes
+    ----------
+    value : int or None
+        What is out of range, where known.
+    place : tuple of int
+        Where in its array; empty where not known.
+    """
+
+    def __init__(self, message: str = "", value: int | None = None, place: tuple[int, ...] = ()):
+        super().__init__(message)
+        self.value, self.place = value, place
 
 
 class MemoryError(Error, builtins.MemoryError):

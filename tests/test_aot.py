@@ -531,3 +531,11 @@ def test_a_name_of_its_own(tmp_path):
 def test_a_folder_that_is_not_there(tmp_path):
     with pytest.raises(ExecutionError, match="cannot write the library"):
         write_library(empty(), PARAMETERS, tmp_path / "none" / "n.so")
+
+
+def test_what_is_no_regular_file_stays(tmp_path):
+    os.mkfifo(tmp_path / "n.h")
+    with pytest.raises(ExecutionError, match="it is a pipe, no regular file"):
+        write_library(empty(), PARAMETERS, tmp_path / "n.so")
+    assert os.listdir(tmp_path) == ["n.h"]
+    assert (tmp_path / "n.h").is_fifo()

@@ -48,6 +48,7 @@ def make():
     return Net()
 
 net = Net()
+chain = nn.Sequential(nn.Linear(4, 3))
 number = 3
 """
 TORCH_MODEL = """
@@ -179,6 +180,12 @@ def test_errors_are_one_line(line, arguments, message):
     assert err.startswith("dlc: ")
     assert err.count("\n") == 1
     assert message in err
+
+
+def test_a_layer_that_no_line_of_the_user_calls_is_at_its_path(line, model):
+    """The frame outside dlc is that of the script which is called dlc."""
+    _, _, err = line("summary", f"{model}chain", "1x5")
+    assert "got 5 (0). Its inputs" in err
 
 
 def test_debug_shows_where_an_error_comes_from(line):

@@ -3,10 +3,12 @@
 import gc
 import os
 import resource
+import signal
 import subprocess
 import sys
 import textwrap
 import threading
+import time
 import tracemalloc
 import warnings
 import weakref
@@ -18,6 +20,7 @@ import pytest
 import dlc
 from dlc import config, nn
 from dlc.errors import CacheWarning
+from dlc.frontend.scope import active
 from dlc.ir.pattern import op
 from dlc.runtime import runner
 
@@ -140,6 +143,48 @@ def test_an_old_version_does_not_come_back_with_the_frame_of_a_slow_call(monkeyp
         assert (exe(x) == 1).all()
 
 
+class Follower(nn.Module):
+    """Two numbers, each of which follows the other in a step of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("a", np.zeros((), np.int64))
+        self.register_buffer("b", np.zeros((), np.int64))
+
+    def step(self, own, other):
+        """A compiled call that makes ``own`` one more than the larger of both, and gives it."""
+
+        def follow(x):
+            new = dlc.maximum(own, other) + 1
+            active().assign(own, new)
+            return new + x
+
+        return dlc.compile(follow, np.int64(0))
+
+
+def test_a_step_that_waits_for_a_value_holds_none(monkeypatch):
+    """Else two steps that read what the other changes would wait for each other for ever."""
+    model = Follower()
+    first, second = model.step(model.a, model.b), model.step(model.b, model.a)
+    assert [int(step(np.int64(0))) for step in (first, second)] == [1, 2]
+    keepers = [variable._keeper[0] for variable in (model.a, model.b)]
+    read, reading = runner.Kept.read, threading.Event()
+
+    def told(self, name):
+        reading.set()
+        return read(self, name)
+
+    monkeypatch.setattr(runner.Kept, "read", told)
+    thread = threading.Thread(target=first, args=(np.int64(0),))
+    with keepers[1].lock:  # as long as the second is at work
+        thread.start()
+        assert reading.wait(10)
+        assert keepers[0].lock.acquire(timeout=10)
+        keepers[0].lock.release()
+    thread.join()
+    assert (model.a.item(), model.b.item()) == (3, 2)
+
+
 # Processes.
 
 
@@ -164,6 +209,32 @@ def test_a_child_computes_after_a_fork(wide, rng):
         os._exit(0 if same and (again == x + 1).all() else 1)
     assert os.waitpid(child, 0)[1] == 0
     np.testing.assert_array_equal(wide(x, w), expected)
+
+
+def test_a_fork_waits_for_calls_that_change_values(monkeypatch):
+    """The child finds all new values or none, and may read them."""
+    model = Follower()
+    step = model.step(model.a, model.b)
+    step(np.int64(0))
+    run, inside = runner.Runner._run, threading.Event()
+
+    def slow(self, *arguments):
+        inside.set()
+        time.sleep(0.3)
+        run(self, *arguments)
+
+    monkeypatch.setattr(runner.Runner, "_run", slow)
+    model.b.data = np.int64(6)  # so that the call is no repeated one
+    other = threading.Thread(target=step, args=(np.int64(0),))
+    other.start()
+    assert inside.wait(10)
+    child = os.fork()
+    if not child:
+        signal.alarm(20)
+        os._exit(int(model.a.numpy()))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    other.join()
+    assert model.a.item() == 7
 
 
 FILL = textwrap.dedent(

@@ -230,8 +230,9 @@ def test_folders_without_images(tmp_path):
         data.images(tmp_path)
     with pytest.raises(dlc.errors.ArgumentError, match="L or RGB or RGBA"):
         data.images(tmp_path, mode="grey")
-    with pytest.raises(dlc.errors.ArgumentError, match="size expects"):
-        data.images(tmp_path, size=0)
+    for size in (0, (1, 2, 3), (4,), "6x8"):
+        with pytest.raises(dlc.errors.ArgumentError, match="size expects"):
+            data.images(tmp_path, size=size)
 
 
 def test_hidden_folders_are_passed_over(tmp_path):

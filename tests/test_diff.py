@@ -471,6 +471,23 @@ def test_an_input_that_pytorch_refuses():
         dlc.diff(nn.Linear(4, 4), torch.nn.Linear(4, 4), np.zeros((3, 5), np.float32))
 
 
+@pytest.mark.parametrize("gradients", [False, True])
+def test_what_is_nan_on_both_sides_is_not_compared(gradients):
+    ours, theirs = nn.Linear(4, 4), torch.nn.Linear(4, 4)
+    ours.load_state_dict(theirs.state_dict())
+    report = dlc.diff(ours, theirs, images(3, 4) * np.nan, gradients=gradients)
+    assert (report.ok, report.first) == (False, None)
+    assert report.summary().startswith("not compared: the model itself (Linear), which is NaN in ")
+    one = images(3, 4)
+    one[0] = np.nan
+    assert dlc.diff(ours, theirs, one).ok  # the rest is compared
+
+
+def test_an_input_without_elements():
+    with pytest.raises(ArgumentError, match=r"something in them, to compare, got .* \(0, 4\)"):
+        dlc.diff(nn.Linear(4, 4), torch.nn.Linear(4, 4), images(0, 4))
+
+
 def mixed(model):
     model.second.double()
     return model

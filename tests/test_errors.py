@@ -8,6 +8,7 @@ from dlc import errors
 
 BUILTINS = {
     "ArgumentError": ValueError,
+    "AttributeError": AttributeError,
     "CacheError": OSError,
     "CompileError": RuntimeError,
     "DTypeError": TypeError,

@@ -1,15 +1,17 @@
 """What new users met: each behaves as in PyTorch, or says what to do instead."""
 
 import copy
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 import dlc
-from dlc import Dim, TensorSpec, nn
+from dlc import Dim, TensorSpec, data, nn, optim
 from dlc import functional as F
 from dlc.errors import (
     ArgumentError,
@@ -24,6 +26,7 @@ from dlc.errors import (
 from dlc.ir.node import apply
 from dlc.runtime.cache import Cache, digest
 
+DSL = Path(__file__).parent.parent / "docs" / "dsl.md"
 X = np.arange(12, dtype="float32").reshape(4, 3) / 7
 BYTES = np.arange(4, dtype="uint8")
 ROWS = TensorSpec((Dim("n", 1, 8), 3))
@@ -343,6 +346,38 @@ def test_parts_are_importable_by_their_public_names():
     assert (layers, dlc.functional, dlc.optim) == (nn, functional, optim)
     assert (dlc.float32, dlc.bool) == ("float32", "bool")
     assert issubclass(Error, Exception)
+
+
+def test_a_name_that_is_not_there_is_explained():
+    for module, name, message in (
+        (nn, "GroupNorm", "dlc.nn has no 'GroupNorm'; docs/dsl.md lists what PyTorch has"),
+        (nn, "Conv1d", "dlc.nn has no 'Conv1d'; nearest: Conv2d; docs/dsl.md lists what PyTorch"),
+        (nn, "relu", "dlc.nn has no 'relu'; nearest: ReLU, "),
+        (F, "interpolate", "dlc.functional has no 'interpolate'; .*docs/dsl.md lists what PyTorch"),
+        (optim, "LBFGS", "dlc.optim has no 'LBFGS'"),
+        (optim.lr_scheduler, "CyclicLR", "dlc.optim.lr_scheduler has no 'CyclicLR'; nearest: One"),
+        (
+            data,
+            "DataLoader",
+            r"dlc.data has no 'DataLoader'; use dlc.data.batches\(data, ",
+        ),
+    ):
+        assert not hasattr(module, name)
+        with pytest.raises(Error, match=message):
+            getattr(module, name)
+
+
+def test_the_list_of_what_is_not_there_is_true():
+    _, _, listed = DSL.read_text().partition("## What PyTorch has and dlc has not yet")
+    names = re.findall(r"`([\w.]+)`(?=[,\s])", re.sub(r"\(.*?\)", "", listed.partition("---")[2]))
+    assert len(names) > 50
+    known = {"F": (F, torch.nn.functional), "optim": (optim, torch.optim)}
+    known["lr_scheduler"] = optim.lr_scheduler, torch.optim.lr_scheduler
+    for each in names:
+        where, _, name = each.rpartition(".")
+        ours, theirs = known.get(where, (nn, torch.nn))
+        assert hasattr(theirs, name), each
+        assert not hasattr(ours, name), each
 
 
 # The process around it.

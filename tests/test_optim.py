@@ -340,6 +340,7 @@ def test_parameters_of_another_model_are_refused():
         (lambda p: optim.SGD(p, lr=float("nan")), "a finite number, got nan"),
         (lambda p: optim.SGD(p).param_groups[0].__setitem__("lr", np.inf), "finite .* got inf"),
         (lambda p: optim.SGD(p, lr="big"), "a finite number, got 'big'"),
+        (lambda p: optim.Adam(p, lr="1e-3"), "a finite number, got '1e-3'"),
         (lambda p: optim.Adam(p, betas=(0.9, 1.0)), "at least 0 and below 1"),
         (lambda p: optim.Adam(p, betas=0.9), "two finite numbers"),
         (lambda p: optim.Adadelta(p, rho=1.5), "at least 0 and at most 1"),

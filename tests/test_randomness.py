@@ -52,6 +52,19 @@ def test_trainings_in_threads_are_those_alone():
         assert_same(run, whole)
 
 
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_a_run_keeps_its_seed(epochs):
+    """`fit` without one, called again, goes on as one call does, behind an epoch too."""
+    whole = dropping()
+    whole.fit((X, Y), epochs=3, batch_size=16)
+    run = dropping()
+    run.fit((X, Y), epochs=epochs, batch_size=16)
+    other_draws()
+    run.fit((X, Y), epochs=3, batch_size=16)
+    assert figures(run) == figures(whole)
+    assert_same(run, whole)
+
+
 def test_a_resumed_run_draws_what_the_whole_one_does(tmp_path):
     whole, first = alone(), dropping()
     first.fit((X, Y), epochs=2, checkpoint=tmp_path / "run.ckpt", **FIT)

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dlc.cli.showcase import charts, figures
+import dlc
+from dlc.cli.showcase import charts, figures, page
 
 
 @pytest.mark.parametrize(
@@ -101,3 +102,25 @@ def test_confusions_say_what_was_taken_for_what():
     opacities = [float(each.get("fill-opacity")) for each in drawing.iter("rect")]
     assert opacities[2] == 0
     assert all(0 <= each <= 1 for each in opacities)
+
+
+class Held:
+    """The figures of a contest that the page's first lines tell."""
+
+    def __init__(self):
+        self.accuracies = {"LeNet-5": [0.99], "SVM": [0.98]}
+
+    def mean(self, name):
+        return self.accuracies[name][0]
+
+
+def test_times_on_a_busy_machine_are_marked_wherever_they_stand(rng):
+    sides = {"step": 1e-3, "one": 1e-4}
+    model = dlc.nn.Linear(3, 2).eval()
+    profile = dlc.compile(model, dlc.TensorSpec((2, 3))).profile(np.ones((2, 3), np.float32))
+    profiles = {"Inference": profile, "Training step": profile}
+    for busy in ("", "The machine was busy"):
+        times = {"dlc": sides, "PyTorch": sides}
+        story = page.Story(Held(), 1, times=times, busy=busy, profiles=profiles)
+        assert page._tiles(story).count("on a busy machine") == (3 if busy else 0)
+        assert page._compiled(story).count("The machine was busy") == (2 if busy else 0)

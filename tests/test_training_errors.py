@@ -1,5 +1,7 @@
 """Training that goes wrong: what is refused, what is said, and that nothing is changed."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,15 @@ from test_training import X, Y, model, trainer, weights
 
 import dlc
 from dlc import nn, optim
-from dlc.errors import ArgumentError, DTypeError, NumericsError, ShapeError, WeightsError
+from dlc.errors import (
+    ArgumentError,
+    DTypeError,
+    ExecutionError,
+    NumericsError,
+    ShapeError,
+    TraceError,
+    WeightsError,
+)
 
 
 @pytest.mark.parametrize(
@@ -37,13 +47,20 @@ def test_threads_are_counted_when_a_trainer_is_made():
         dlc.Trainer(nn.Linear(8, 3), nn.CrossEntropyLoss(), optim.SGD(), threads=0)
 
 
+@pytest.mark.parametrize("most", [0, 2.5, True])
+def test_the_largest_batch_is_a_number_of_samples(most):
+    with pytest.raises(ArgumentError, match=f"max_batch expects an integer of .* 1, got {most}"):
+        dlc.train_step(nn.Linear(8, 3), nn.CrossEntropyLoss(), optim.SGD(), max_batch=most)
+
+
 def test_a_label_out_of_range_changes_nothing():
     run = trainer()
     before = weights(run)
     wrong = Y.copy()
     wrong[30] = 3
-    with pytest.raises(dlc.IndexError, match="got 3"):
-        run.fit((X, wrong), batch_size=50, shuffle=False)
+    match = r"step 1 \(epoch 1\): .* got 3 at \(\d+,\) .*, in sample 30 of the training data"
+    with pytest.raises(dlc.IndexError, match=match):
+        run.fit((X, wrong), batch_size=50)
     for name, array in weights(run).items():
         np.testing.assert_array_equal(array, before[name])
 
@@ -86,6 +103,8 @@ def test_options_of_fit(options, match):
         ({"model": torch.nn.Linear(8, 3)}, "a dlc Module, first, got a Linear"),
         ({"loss": "mse"}, r"a loss\(output, target\), got 'mse'"),
         ({"loss": nn.MSELoss}, "an instance, got the class MSELoss"),
+        ({"loss": torch.nn.MSELoss()}, "PyTorch's MSELoss. Use dlc.nn.MSELoss."),
+        ({"loss": torch.nn.functional.mse_loss}, "a loss of dlc, got PyTorch's mse_loss. dlc.nn"),
         ({"optimizer": "sgd"}, "an optimizer of dlc.optim, got 'sgd'"),
         ({"optimizer": optim.SGD}, "an instance, got the class SGD"),
     ],
@@ -187,6 +206,20 @@ def test_advice_fits_what_went_wrong():
         run.fit((bad, Y))
 
 
+def test_a_loss_of_shares_asks_for_shares():
+    step = dlc.train_step(nn.Linear(8, 1), nn.BCELoss(), optim.SGD())
+    with pytest.raises(NumericsError, match="put a sigmoid before it, or use"):
+        step(100 * X, (Y[:, None] > 0).astype(np.float32))
+
+
+def test_the_loop_of_pytorch_is_explained():
+    descent = optim.SGD(nn.Linear(8, 3).parameters(), lr=0.1)
+    with pytest.raises(AttributeError, match="SGD has no 'zero_grad': no gradient is kept"):
+        descent.zero_grad()
+    with pytest.raises(TraceError, match=r"is part of a trace\. dlc\.train_step compiles one"):
+        descent.step()
+
+
 def test_rows_that_are_lists_are_no_inputs():
     with pytest.raises(DTypeError, match=r"Make it an array: np.float32\(inputs\)"):
         trainer().predict(X.tolist())
@@ -221,3 +254,67 @@ def test_metrics_do_not_broadcast(metric, target, match):
     run = dlc.Trainer(nn.Linear(8, 3), lambda y, t: y.mean(), optim.SGD(), metrics=metric)
     with pytest.raises(ShapeError, match=match):
         run.evaluate((X, target))
+
+
+def test_a_validation_loss_that_is_no_number_says_where_it_comes_from():
+    bad = X.copy()
+    bad[20] = np.nan
+    for validation, match in (
+        ((bad, Y), r"epoch 1: the loss of the validation data is nan: first the batch .* \(4, 0\)"),
+        ((X, np.full_like(Y, -100)), "is nan: no label of them counts"),
+    ):
+        run = trainer()
+        with pytest.raises(NumericsError, match=match):
+            run.fit((X, Y), validation, batch_size=16)
+        assert run.epoch == 0
+        run.fit((X, Y), (X, Y), batch_size=16)  # its steps are done: only the figures were missing
+        assert (run.epoch, run.step) == (1, 4)
+
+
+def test_one_sample_is_no_batch():
+    with pytest.raises(ShapeError, match=r"have shape \(\) here; of one sample x, give x\[None\]"):
+        trainer().predict(X[0])
+    assert trainer().predict(X[0][None]).shape == (1, 3)
+
+
+def test_a_run_is_alone():
+    class Again(dlc.Callback):
+        def on_step_end(self, trainer, figures):
+            trainer.fit((X, Y))
+
+    run = trainer()
+    with pytest.raises(ExecutionError, match="at rest, got one that is running `fit` already"):
+        run.fit((X, Y), callbacks=[Again()])
+    run.fit((X, Y))
+
+
+def test_a_trainer_is_not_copied():
+    for copied in (copy.copy, copy.deepcopy):
+        with pytest.raises(ExecutionError, match=r"neither copied nor pickled; save\(path\)"):
+            copied(trainer())
+
+
+def test_arrays_that_a_model_does_not_take():
+    run, step = trainer(), dlc.train_step(nn.Linear(8, 3), nn.CrossEntropyLoss(), optim.SGD())
+    match = "expects input of .*.forward, and a target, got 3 arrays, of which the last is the targ"
+    for whose, call in (
+        ("validation", lambda: run.fit((X, Y), (X, X, Y))),
+        ("a batch", lambda: run.fit((X, X, Y))),
+        ("a batch", lambda: run.evaluate((X, X, Y))),
+        ("a batch", lambda: step(X, X, Y)),
+    ):
+        with pytest.raises(ArgumentError, match=f"{whose} {match}"):
+            call()
+    assert run.step == 0
+
+
+def test_data_without_samples():
+    class Nothing(dlc.data.Dataset):
+        def __len__(self):
+            return 0
+
+        def take(self, indices, chance=None):
+            return X[indices], Y[indices]
+
+    with pytest.raises(ShapeError, match="a data set expects one sample or more, got none"):
+        trainer().evaluate(Nothing())

@@ -185,7 +185,8 @@ def augmented(train: Dataset, text: str) -> Dataset:
         name, _, strength = word.partition("=")
         if name not in AUGMENTATIONS:
             expected = f"names among {', '.join(AUGMENTATIONS)}"
-            raise ArgumentError(explain("--augment", expected, repr(name)))
+            advice = "With strengths: affine=0.5,noise=0.1."
+            raise ArgumentError(explain("--augment", expected, repr(name), advice=advice))
         change = AUGMENTATIONS[name]
         changes.append(change.make(data, _strength(name, strength, change), shape[2:]))
     return train.transform(*changes)

@@ -83,9 +83,9 @@ def _model(arguments: Namespace) -> Module:
     given = [name for name in ("weights", "checkpoint") if getattr(arguments, name)]
     if len(given) != 1:
         got = " and ".join(f"--{name}" for name in given) or "neither"
-        raise ArgumentError(explain("dlc evaluate", "--weights or --checkpoint", got))
+        raise naming.UsageError(explain("dlc evaluate", "--weights or --checkpoint", got))
     if arguments.best and not arguments.checkpoint:
-        raise ArgumentError("--best is for the best epoch of a --checkpoint")
+        raise naming.UsageError("--best is for the best epoch of a --checkpoint")
     model = naming.model(Namespace(**vars(arguments), train=False))
     if arguments.checkpoint:
         _load_checkpoint(model, arguments.checkpoint, arguments.best)

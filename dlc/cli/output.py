@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dlc.errors import ArgumentError, ExecutionError, explain
+from dlc.files import kind
 from dlc.report import text
 
 #: Columns where there is no terminal to ask.
@@ -48,11 +49,19 @@ def check_ending(option: str, path: str | None, endings: Sequence[str]) -> None:
         )
 
 
+def check_replaced(option: str, path: str | None) -> None:
+    """Complain now about a file that could not be written at the end, whole or not at all."""
+    check_folder(option, path)
+    if path and (strange := kind(path)):
+        advice = "Name a file."
+        raise ArgumentError(explain(option, "a file", f"{path!r}, {strange}", advice=advice))
+
+
 def check_folder(option: str, path: str | None) -> None:
-    """Complain now about a file that could not be written at the end."""
+    """Complain now about a file whose folder is not there, or may not be written to."""
     if not path:
         return
-    folder = Path(path).absolute().parent
+    folder = Path(os.path.realpath(path)).parent
     if not folder.is_dir():
         raise ArgumentError(f"{option} {path}: there is no folder {str(Path(path).parent)!r}")
     if not os.access(folder, os.W_OK):

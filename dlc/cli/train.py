@@ -15,8 +15,9 @@ from dlc.report import duration
 
 if TYPE_CHECKING:
     from dlc.frontend.optim import Optimizer
+    from dlc.training.callbacks import Callback
     from dlc.training.history import History
-    from dlc.training.trainer import Callback, Trainer
+    from dlc.training.trainer import Trainer
 
 HELP = "train a model on images, with checkpoints to go on from"
 ABOUT = f"""\
@@ -30,7 +31,8 @@ arguments and numbers: --set gives an optimiser what is not its default. --seed 
 weights, the order of samples and the augmentation: the same command gives the same bits, also when
 it was killed in between and --resume went on from the checkpoint, which is always a whole file.
 
---augment takes names with a comma between them, each with a strength if it is not the usual one:
+--augment takes names with a comma between them, each with `=` and a strength if it is not the usual
+one, as in `affine=0.5,noise`:
 
 {datasets.about_augmentations()}
 
@@ -139,6 +141,7 @@ def run(arguments: Namespace) -> int:
     train = datasets.augmented(parts.train, arguments.augment)
     seed(arguments.seed)
     made = trainer(arguments, len(train), threads)
+    made.notes = _recipe(arguments)
     resumed = _resume(made, arguments)
     tell = _Lines(arguments, parts, resumed)
     history = made.fit(
@@ -238,7 +241,31 @@ def _resume(made: Trainer, arguments: Namespace) -> bool:
     if differing := [name for name, value in _options(made).items() if value != options[name]]:
         was = ", ".join(f"{name}={_options(made)[name]}" for name in differing)
         raise ArgumentError(f"{path!r} is a checkpoint of a run with {was}; resume with the same")
+    ours, theirs = _recipe(arguments), made.notes
+    if differing := [option for option in ours if theirs.get(option, ours[option]) != ours[option]]:
+        was = ", ".join(_given(option, theirs[option]) for option in differing)
+        raise ArgumentError(f"{path!r} is a checkpoint of a run {was}; resume with the same")
     return True
+
+
+#: Options that decide what a run is, and are in no other part of its checkpoint.
+RECIPE = (
+    *("seed", "batch_size", "augment", "label_smoothing", "clip_grad_norm"),
+    *("validation", "size", "grey"),
+)
+
+
+def _recipe(arguments: Namespace) -> dict[str, str]:
+    """These options as they are written, to be kept in checkpoints; empty where one is not set."""
+    given = {name: getattr(arguments, name) for name in RECIPE}
+    return {
+        f"--{name.replace('_', '-')}": "" if value is None or value is False else str(value)
+        for name, value in given.items()
+    }
+
+
+def _given(option: str, value: str) -> str:
+    return f"with {option} {value}" if value else f"without {option}"
 
 
 def _options(made: Trainer) -> dict[str, Any]:
@@ -264,8 +291,13 @@ def _check_files(arguments: Namespace) -> None:
         raise ArgumentError("--resume goes on from a checkpoint; name it: --checkpoint run.ckpt")
     output.check_ending("--plot", arguments.plot, DRAWINGS)
     output.check_ending("--output", arguments.output, (".safetensors",))
-    for option in ("checkpoint", "output", "plot"):
-        output.check_folder(f"--{option}", getattr(arguments, option))
+    places: dict[str, str] = {}
+    for option in ("--checkpoint", "--output", "--plot"):
+        path = getattr(arguments, option.removeprefix("--"))
+        output.check_replaced(option, path)
+        if path and (other := places.setdefault(os.path.realpath(path), option)) != option:
+            expected = f"another file than {other}, which it would overwrite"
+            raise ArgumentError(explain(option, expected, repr(path)))
 
 
 # Telling.
@@ -316,7 +348,7 @@ class _Lines:
 
 
 def _at_epochs(tell: Callable[[Mapping[str, Any]], None]) -> Callback:
-    from dlc.training.trainer import Callback
+    from dlc.training.callbacks import Callback
 
     class AtEpochs(Callback):
         def on_epoch_end(self, trainer: Trainer, figures: Mapping[str, Any]) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dlc.errors import ArgumentError, ShapeError, explain
+from dlc.frontend.absent import explained
 from dlc.frontend.losses import (
     binary_cross_entropy,
     binary_cross_entropy_with_logits,
@@ -70,6 +71,8 @@ __all__ = [
     "softplus",
     "tanh",
 ]
+
+__getattr__ = explained("dlc.functional", __all__)
 
 #: A size of a window: one for rows and columns, or one each.
 Pair = int | Sequence[int]

@@ -118,18 +118,24 @@ class Variable(Arithmetic):
 
     @property
     def _array(self) -> np.ndarray[Any, Any]:
+        return self.latest()[1]
+
+    def latest(self) -> tuple[int, np.ndarray[Any, Any]]:
+        """The version and the value of one moment; it waits for a call that changes the value only
+        where nobody has read that one yet.
+        """
         with _storing:
             keeper, value = self._keeper, self._value
             version = self._version if keeper is None else keeper[0].version
             if value is not None and version == self._version:
-                return value
+                return version, value
         assert keeper is not None
         version, array = keeper[0].read(keeper[1])
         array.flags.writeable = False
         with _storing:
             if self._keeper is keeper:
                 self._value, self._version = array, version
-        return array
+        return version, array
 
     def lend(self, keeper: Keeper, name: str, version: int) -> bool:
         """Let ``keeper`` keep the value from now on, under a name; False if the value is no longer

@@ -189,6 +189,7 @@ class Scope:
 
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 _ZOO = os.path.join(_PACKAGE, "frontend", "models") + os.sep
+_COMMANDS = os.path.join(_PACKAGE, "cli") + os.sep
 
 
 def user_place() -> tuple[str, int]:
@@ -198,6 +199,8 @@ def user_place() -> tuple[str, int]:
         file = frame.f_code.co_filename
         if not file.startswith(_PACKAGE) or file.startswith(_ZOO):
             return file, frame.f_lineno
+        if file.startswith(_COMMANDS):  # behind it is the script that is called dlc, nobody's model
+            break
         frame = frame.f_back
     return "", 0
 

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, deserialize, safe_open
 from safetensors.numpy import save_file
 
 from dlc.errors import ExecutionError, WeightsError, explain
+from dlc.files import destination
 from dlc.frontend import init
 from dlc.frontend.module import LoadResult, Module
 
@@ -38,27 +39,30 @@ def save_weights(model: Module, path: str | os.PathLike[str]) -> None:
     ----------
     model : Module
     path : path
-        Replaced if it exists; its folder must exist.
+        A file that exists is replaced, of a symbolic link the file that it links to; the folder
+        must exist.
 
     Raises
     ------
     ExecutionError
-        The file cannot be written (no space, no permission); an older one is as it was.
+        The file cannot be written (no space, no permission, no regular file of that name); an older
+        one is as it was.
     """
-    path = os.fspath(path)
-    folder, name = os.path.split(os.path.abspath(path))
     try:
+        final = destination(path)
+        folder, name = os.path.split(final)
         with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=folder) as aside:
             written = os.path.join(aside, name)
             save_file(model.state_dict(), written)
             os.chmod(written, _ordinary_mode(aside))
             _to_disk(written)
-            os.replace(written, path)
+            os.replace(written, final)
     except (OSError, SafetensorError) as error:
-        message = (
-            f"cannot write the weights to {path!r}: {error}; what was there before is unchanged"
-        )
-        raise ExecutionError(message) from error
+        reason = getattr(error, "strerror", None) or error
+        raise ExecutionError(
+            f"cannot write the weights to {os.fspath(path)!r}: {reason}; what was there before is "
+            "unchanged"
+        ) from error
 
 
 def _ordinary_mode(folder: str) -> int:

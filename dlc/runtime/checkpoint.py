@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from dlc.errors import CheckpointError, ExecutionError, explain
+from dlc.files import destination, kind
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
 #: The entries of the file's metadata that hold the notes, as JSON, and the digest of all content.
@@ -34,7 +35,8 @@ def write(
     Parameters
     ----------
     path : path
-        Replaced if it exists; its folder must exist.
+        A file that exists is replaced, of a symbolic link the file that it links to; the folder
+        must exist.
     arrays : mapping of str to array
     notes : mapping
         What JSON holds.
@@ -42,29 +44,31 @@ def write(
     Raises
     ------
     ExecutionError
-        The file cannot be written (no space, no permission); an older one is as it was.
+        The file cannot be written (no space, no permission, no regular file of that name); an older
+        one is as it was.
     """
-    path = os.path.abspath(os.fspath(path))
-    folder, name = os.path.split(path)
-    aside = os.path.join(folder, f".{name}.partial")
     own = {n: np.asarray(a, order="C") for n, a in arrays.items()}
     text = json.dumps(notes)
     content = save(own, {NOTES: text, DIGEST: _digest(own, text)})
     try:
+        final = destination(path)
+        folder, name = os.path.split(final)
+        aside = os.path.join(folder, f".{name}.partial")
         with _mine(aside) as file:
             try:
                 file.truncate(0)
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-                os.replace(aside, path)
+                os.replace(aside, final)
             except OSError:
                 os.unlink(aside)
                 raise
         _settle(folder)
     except OSError as error:
         raise ExecutionError(
-            f"cannot write the checkpoint {path!r}: {error}; what was there before is unchanged"
+            f"cannot write the checkpoint {os.fspath(path)!r}: {error.strerror or error}; what was "
+            "there before is unchanged"
         ) from error
 
 
@@ -117,7 +121,7 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Array], dict[str, Any]
     """
     path = os.fspath(path)
     if not os.path.isfile(path):
-        got = "a folder" if os.path.isdir(path) else "no file of that name"
+        got = kind(path) or "no file of that name"
         raise CheckpointError(explain(repr(path), "a checkpoint", got))
     try:
         with safe_open(path, framework="numpy") as file:

@@ -63,8 +63,8 @@ class Source(Protocol):
     def version(self) -> int:
         """Grows with every new value."""
 
-    def numpy(self) -> Array:
-        """The value."""
+    def latest(self) -> tuple[int, Array]:
+        """The version and the value of one moment."""
 
     def lend(self, keeper: Kept, name: str, version: int) -> bool:
         """Let a runner keep the value, if it is still that of ``version``."""
@@ -180,20 +180,21 @@ class Executable:
         """A call that gives parameters new values: one at a time, and if it fails it gives none."""
         while True:
             newest, losses = self._clock.newest(), kept.losses
-            known = newest == self._seen and losses == self._losses
-            assigned = {} if known else self._assigned(kept)
+            followed = newest == self._seen
+            assigned = {} if followed and losses == self._losses else self._assigned(kept)
+            changed = None if followed else self._changed()
             with kept.lock:
-                taken = self._take(kept, assigned)
-                if not taken or losses != kept.losses or newest != self._clock.newest():
+                if not self._take(kept, assigned) or losses != kept.losses:
                     continue  # somebody assigned values, or took some, meanwhile
+                if newest != self._clock.newest() and not self._is_current(kept, changed):
+                    continue
                 self._losses, outputs = losses, None
-                if self._flat and newest == self._seen and not kwargs:
+                if self._flat and followed and not kwargs:
                     fast = self._runner.recent
                     outputs = fast(args) if fast is not None else None
                 if outputs is None:
                     arrays = self._flatten(args, kwargs)
-                    if newest != self._seen:
-                        self._follow(newest)
+                    self._take_over(newest, changed)
                     outputs = self._runner(*arrays)
                 kept.version = self._clock.advance()
                 if kept.version == newest + 1:
@@ -294,12 +295,37 @@ class Executable:
         One thread at a time: values that came later must not be followed by earlier ones.
         """
         with self._lock:
-            versions = tuple(source.version for source in self._sources.values())
-            if versions != self._versions:
-                values = {
-                    name: np.asarray(source.numpy(), order="C")  # one value all over has no rows
-                    for name, source in self._sources.items()
-                }
-                self._runner.refresh(values)
-                self._versions = versions
-            self._seen = newest
+            self._take_over(newest, self._changed())
+
+    def _changed(self) -> dict[str, tuple[int, Array]] | None:
+        """All parameters that calls do not change, with their versions; None if none is new.
+
+        No runner's lock may be held: a call that changes them may be waiting for the values that
+        calls of this one change.
+        """
+        if self._versions == tuple(source.version for source in self._sources.values()):
+            return None
+        return {name: source.latest() for name, source in self._sources.items()}
+
+    def _is_current(self, kept: Kept, changed: Mapping[str, tuple[int, Array]] | None) -> bool:
+        """Whether the runner keeps what its calls change, and knows the newest of the others once
+        it takes over what has ``changed``.
+        """
+        known = self._versions if changed is None else _versions_of(changed)
+        versions = tuple(source.version for source in self._sources.values())
+        return versions == known and all(each.lent_to(kept) for each in self._lent.values())
+
+    def _take_over(self, newest: int, changed: Mapping[str, tuple[int, Array]] | None) -> None:
+        """Hand these to the runner; then all is known up to version ``newest``."""
+        if changed is not None:
+            values = {
+                name: np.asarray(value, order="C")  # one value all over has no rows
+                for name, (_, value) in changed.items()
+            }
+            self._runner.refresh(values)
+            self._versions = _versions_of(changed)
+        self._seen = newest
+
+
+def _versions_of(values: Mapping[str, tuple[int, Array]]) -> tuple[int, ...]:
+    return tuple(version for version, _ in values.values())

@@ -8,7 +8,9 @@ each binding of dimensions, so that a repeated call only writes addresses.
 from __future__ import annotations
 
 import math
+import os
 import threading
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -129,6 +131,33 @@ class Kept:
             self.memory.view(self._buffers[name])[...] = value
 
 
+_runners: weakref.WeakSet[Runner] = weakref.WeakSet()
+_waiting: list[Kept] = []  # for a fork to be over
+
+
+def _before_fork() -> None:
+    """Let calls that change values end: a child would find half of the new ones, and the lock held
+    by a thread that it does not have.
+    """
+    for kept in [runner.kept for runner in list(_runners) if runner.kept is not None]:
+        kept.lock.acquire()
+        _waiting.append(kept)
+
+
+def _after_fork() -> None:
+    while _waiting:
+        _waiting.pop().lock.release()
+
+
+def _in_child() -> None:
+    for runner in list(_runners):
+        runner._lock = threading.Lock()
+    _after_fork()
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_in_child)
+
+
 class _State:
     """One version of the parameters: their arrays, what was prepared from them, and idle frames
     that point there.
@@ -211,6 +240,7 @@ class Runner:
         self._lock = threading.Lock()
         self._state: _State | None = None
         self.kept = Kept(plan) if plan.state else None
+        _runners.add(self)
         self._arena: Memory | None = None  # of calls that come one by one
         self._read = _parameters_of(plan)
         self._specs = [plan.buffers[i] for i in plan.inputs]
@@ -377,7 +407,8 @@ class Runner:
             message = explain(site.op, "a finite value", f"another at {place}", where=site.module)
             return NumericsError(message)
         expected = f"{site.what} from 0 to {evaluate(site.extent, values) - 1}"
-        return IndexError(explain(site.op, expected, f"{got} at {place}", where=site.module))
+        message = explain(site.op, expected, f"{got} at {place}", where=site.module)
+        return IndexError(message, got, place)
 
     def _lease(self, state: _State, key: tuple[int, ...], values: Mapping[str, int]) -> _Frame:
         with self._lock:

@@ -21,7 +21,7 @@ from dlc.ir.sizes import shape_text
 from dlc.ir.types import is_float
 from dlc.testing import diff_dlc
 from dlc.testing import diff_judge as judging
-from dlc.testing.diff_judge import WRONG, Judgement, judge, merge
+from dlc.testing.diff_judge import NOTHING, OK, WRONG, Judgement, judge, merge
 from dlc.testing.diff_report import DiffReport, Row, row
 
 if TYPE_CHECKING:
@@ -64,8 +64,8 @@ def diff(
     Raises
     ------
     ArgumentError
-        ``torch_module`` is no PyTorch module, refuses the inputs, or one of the two draws random
-        numbers.
+        ``torch_module`` is no PyTorch module or refuses the inputs, one of these is empty, or one
+        of the two models draws random numbers.
     DTypeError
         The model mixes element types.
     Error
@@ -78,6 +78,9 @@ def diff(
     """
     arrays = [as_array(each) for each in inputs]
     _check(model, torch_module)
+    if empty := [each.shape for each in arrays if not each.size]:
+        expected = "inputs with something in them, to compare"
+        raise ArgumentError(explain("dlc.diff", expected, f"an array of shape {empty[0]}"))
     comparison = _Comparison(model, torch_module, _floating(model, arrays), threads)
     return comparison.report(arrays, gradients)
 
@@ -313,7 +316,8 @@ class _Comparison:
             why = f"gives {len(ours)} tensors where PyTorch gives {len(exact)}"
             return row("between", path, name, judging.failed(why), where=where)
         found = merge(("", judge(*four)) for four in zip(ours, exact, theirs, moved, strict=True))
-        if found is None or (found.verdict == judging.OK and key in local.direct):
+        passed_on = key in local.direct and found and found.verdict in (OK, NOTHING)
+        if found is None or passed_on:
             return None
         hints: list[str] = []
         if found.verdict == WRONG:

@@ -38,7 +38,7 @@ WINOGRAD = 4
 #: Roundings of a linear layer besides its products: the bias, and the product of the first term.
 EXTRA = 2
 
-OK, ROUNDING, WRONG = "ok", "rounding", "WRONG"
+OK, ROUNDING, WRONG, NOTHING = "ok", "rounding", "WRONG", "nothing"
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,8 @@ class Judgement:
     ----------
     verdict : str
         "ok": as near to float64 as PyTorch, or within a rounding unit of the largest element;
-        "rounding": farther, as rounding explains; "WRONG".
+        "rounding": farther, as rounding explains; "WRONG"; "nothing": there is no number to
+        compare.
     error, torch_error : float
         Largest distance from float64, of dlc and of PyTorch.
     tolerance, scale : float
@@ -57,7 +58,8 @@ class Judgement:
     share : float, optional
         For linear layers: the largest part of the bound that an element's error takes.
     why : str
-        The worst element and what was expected there, or what else is wrong; empty if nothing is.
+        The worst element and what was expected there, or what else is wrong, or why there is
+        nothing to compare; empty if all is well.
     """
 
     verdict: str
@@ -107,6 +109,8 @@ def judge(
         allowed = None if largest > tolerance else bound
         why = worst(ours, exact, error if allowed is None else _relative(error, allowed))
         return Judgement(WRONG, largest, _largest(torch_error), tolerance, scale, share, why)
+    if why := _no_number(exact):
+        return Judgement(NOTHING, 0.0, 0.0, 0.0, 0.0, why=why)
     verdict = OK if largest <= max(_largest(torch_error), unit) else ROUNDING
     return Judgement(verdict, largest, _largest(torch_error), tolerance, scale, share)
 
@@ -123,6 +127,8 @@ def judge_norm(ours: Array, exact: Array, theirs: Array, disturbed: Array) -> Ju
     tolerance = largest * allowed / norms[0] if norms[0] else allowed  # the same part is used
     numbers = largest, _largest(torch_error), tolerance, _largest(np.abs(exact))
     if norms[0] <= allowed:
+        if why := _no_number(exact):
+            return Judgement(NOTHING, 0.0, 0.0, 0.0, 0.0, why=why)
         return Judgement(OK if norms[0] <= max(norms[1], unit) else ROUNDING, *numbers)
     norm = f"has an error of norm {norms[0]:.3g}, PyTorch's of {norms[1]:.3g};"
     return Judgement(WRONG, *numbers, why=f"{norm} {worst(ours, exact, error)}")
@@ -133,7 +139,7 @@ def merge(parts: Iterable[tuple[str, Judgement]]) -> Judgement | None:
     found = list(parts)
     if not found:
         return None
-    order = (OK, ROUNDING, WRONG)
+    order = (NOTHING, OK, ROUNDING, WRONG)
 
     def badness(part: tuple[str, Judgement]) -> tuple[int, float]:
         each = part[1]
@@ -147,6 +153,13 @@ def merge(parts: Iterable[tuple[str, Judgement]]) -> Judgement | None:
         share=max(shares, default=None),
         why=why,
     )
+
+
+def _no_number(exact: Array) -> str:
+    """Why there is nothing to compare with, in words; empty where there is a number."""
+    if not exact.size:
+        return "has no elements"
+    return "is NaN in every element, of PyTorch too" if _nan(exact).all() else ""
 
 
 def failed(why: str) -> Judgement:

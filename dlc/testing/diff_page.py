@@ -17,7 +17,11 @@ from dlc.testing.diff_report import DiffReport, Row, number, share
 HEADINGS = (
     ("module", "The path of the layer; → leads from the module whose code it is to what reads it."),
     ("layer", "Its class, the parameter of a gradient, or file and line of the code."),
-    ("verdict", "ok: as good as PyTorch. rounding: farther, as rounding explains. WRONG: a bug."),
+    (
+        "verdict",
+        "ok: as good as PyTorch. rounding: farther, as rounding explains. WRONG: a bug. "
+        "nothing: no number to compare.",
+    ),
     ("local error", "Fed with the reference's input. Bars: dlc, PyTorch; the line: the tolerance."),
     ("dlc", "Largest distance from float64."),
     ("PyTorch", "Largest distance from float64."),

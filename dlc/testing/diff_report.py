@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from dlc.report import percent, table, text
-from dlc.testing.diff_judge import WRONG, Judgement
+from dlc.testing.diff_judge import NOTHING, WRONG, Judgement
 
 __all__ = ["DiffReport", "Row"]
 
@@ -28,9 +28,9 @@ class Row:
         The class of a layer, the layer that "between" leads to, the parameter of a gradient.
     where : str
         The user's file and line, where known.
-    verdict : {"ok", "rounding", "WRONG"}
+    verdict : {"ok", "rounding", "WRONG", "nothing"}
         "ok": as near to float64 as PyTorch, or within a rounding unit of the largest element;
-        "rounding": farther, as rounding explains.
+        "rounding": farther, as rounding explains; "nothing": there is no number to compare.
     local, torch_local : float
         Largest distance from float64, of dlc and of PyTorch, fed with the reference's input.
     tolerance : float
@@ -43,7 +43,8 @@ class Row:
         The largest element.
     shape : tuple of int
     why : str
-        The worst element and what was expected, or what else is wrong; empty if nothing is.
+        The worst element and what was expected, or what else is wrong, or why there is nothing to
+        compare; empty if all is well.
     hints : tuple of str
         What may explain it.
     """
@@ -141,13 +142,18 @@ class DiffReport:
 
     @property
     def ok(self) -> bool:
-        """Whether the weights are equal and nothing differs by more than rounding."""
-        return not self.weights and self.first is None
+        """Whether the weights are equal, and all was compared and differs by rounding at most."""
+        return not self.weights and self.first is None and not self.empty
 
     @property
     def first(self) -> Row | None:
         """The first divergence: the first row that is WRONG; None if there is none."""
         return next((each for each in self.rows if each.verdict == WRONG), None)
+
+    @property
+    def empty(self) -> list[Row]:
+        """The rows in which there was nothing to compare."""
+        return [each for each in self.rows if each.verdict == NOTHING]
 
     def html(self, path: str | os.PathLike[str]) -> None:
         """Write the report as one page for a browser, which needs nothing else."""
@@ -163,6 +169,9 @@ class DiffReport:
 
     def summary(self) -> str:
         """One sentence: clean, or where the first divergence is."""
+        if self.first is None and self.empty:
+            more = f" (and in {len(self.empty) - 1} more)" if len(self.empty) > 1 else ""
+            return f"not compared: {place(self.empty[0])}, which {self.empty[0].why}{more}"
         if self.first is None:
             rest = "nothing differs by more than rounding"
             return f"the weights differ, yet {rest}" if self.weights else f"clean: {rest}"

@@ -13,7 +13,9 @@ from dlc.frontend.trace import trace
 from dlc.ir.node import Node
 
 if TYPE_CHECKING:
-    from dlc.training.step import Array, TrainStep
+    from dlc.training.checks import Array
+    from dlc.training.judge import Evaluation
+    from dlc.training.step import TrainStep
 
 
 #: What to do, by what was found.
@@ -21,11 +23,12 @@ BY_ZERO = (
     "a mean over labels does that where all of them are ignore_index; leave such batches out, or "
     "use reduction='sum'"
 )
+NO_SHARE = "its input must be from 0 to 1: put a sigmoid before it, or use nn.BCEWithLogitsLoss"
 BAD_BATCH = "look at the data"
 TOO_FAST = "a smaller learning rate, or clip_grad_norm, may help"
 
 
-def first_wrong(step: TrainStep, batch: tuple[Array, ...]) -> tuple[str, str]:
+def first_wrong(step: TrainStep | Evaluation, batch: tuple[Array, ...]) -> tuple[str, str]:
     """The first value that is not finite when the loss of a batch is computed anew, and advice.
 
     Infinities that a model writes down itself, as a mask of attention does, are named only where
@@ -54,6 +57,8 @@ def first_wrong(step: TrainStep, batch: tuple[Array, ...]) -> tuple[str, str]:
         found = f"{_subject(node)} holds {wrong[0]}"
         if node.op.name == "div" and node.inputs[1] in zeros:
             return f"{_subject(node)} divides by 0", BY_ZERO
+        if node.op.name == "binary_cross_entropy":
+            return found, NO_SHARE
         if any(np.isnan(part).any() for part in parts) or not _is_meant(node, meant):
             return found, BAD_BATCH if node.op.name == "input" else TOO_FAST
         first = first or found
@@ -78,6 +83,6 @@ def _subject(node: Node) -> str:
     if node.op.name == "input":
         return f"the batch ({node.name})"
     if node.op.name == "parameter":
-        return f"the {node.attrs['role']} {node.name!r}, before this step,"
+        return f"the {node.attrs['role']} {node.name!r} itself"
     places = sorted(str(origin) for origin in node.origins if str(origin))
     return f"{node.op.name}{f' ({places[0]})' if places else ''}"

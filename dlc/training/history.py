@@ -105,6 +105,7 @@ class History:
                 if curve in self._figures():
                     axes.plot(steps, self[curve], marker=".", label=label)
             axes.set(xlabel="epoch", title=name)
+            axes.xaxis.get_major_locator().set_params(integer=True)
             axes.grid(alpha=0.3)
             axes.legend()
 

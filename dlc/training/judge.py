@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
+
+from dlc.errors import ShapeError
 from dlc.frontend.module import Module
 from dlc.frontend.nn.loss import CrossEntropyLoss, LabelLoss, NLLLoss
+from dlc.frontend.tree import flatten
 from dlc.ir.node import Node
-from dlc.training.step import Array, Loss, OfBatches, check_batch, scalar
+from dlc.training.checks import Array, check_batch, check_inputs, takes
+from dlc.training.diagnosis import first_wrong
+from dlc.training.step import Loss, OfBatches, scalar
 
 
 class Evaluation(OfBatches):
@@ -35,6 +42,14 @@ class Evaluation(OfBatches):
             shares["loss"] = 1.0
         return {n: totals.get(n, 0.0) / share if share else math.nan for n, share in shares.items()}
 
+    def why_nan(self, batches: Iterable[tuple[Array, ...]]) -> str:
+        """What the loss of all batches is NaN for, and what to do."""
+        for batch in batches:
+            figures, weight = self(*check_batch(batch))
+            if weight and not math.isfinite(figures["loss"]):
+                return "first {}; {}".format(*first_wrong(self, batch))
+        return "no label of them counts: all are ignore_index"
+
     def __call__(self, *batch: Array) -> tuple[dict[str, float], float]:
         figures, weights = self.executable(*batch)(*batch)
         weight = 1.0 if adds_up(self.loss) else float(weights[0] if weights else len(batch[0]))
@@ -43,6 +58,7 @@ class Evaluation(OfBatches):
     def compute(self, *tensors: Node) -> Any:
         """What is traced."""
         *inputs, target = tensors
+        check_inputs(self.model, len(inputs), "a batch")
         output = self.model(*inputs)
         figures = {"loss": scalar(self.loss(output, target), "a loss")} | {
             name: scalar(metric(output, target), f"the metric {name!r}")
@@ -71,9 +87,41 @@ def _loss_of_labels(loss: Loss) -> LabelLoss | None:
 class Prediction(OfBatches):
     """The outputs of a batch."""
 
+    def over(self, batches: Iterable[tuple[Array, ...]]) -> Any:
+        """The outputs of all batches, one after the other; targets are left."""
+        inputs, found = takes(self.model)[0], []
+        for batch in batches:
+            arrays, structure = flatten(self(*batch[:inputs]), _is_array, "arrays")
+            found.append(arrays)
+        return structure.build([np.concatenate(parts) for parts in zip(*found, strict=True)])
+
     def __call__(self, *batch: Array) -> Any:
-        return self.executable(*batch)(*batch)
+        try:
+            executable = self.executable(*batch)
+        except ShapeError as error:
+            of = " and ".join(str(array.shape[1:]) for array in batch)
+            raise ShapeError(
+                f"{error}. Samples are along the first axis, so that they have shape {of} here; of "
+                "one sample x, give x[None]"
+            ) from error
+        return executable(*batch)
 
     def compute(self, *tensors: Node) -> Any:
         """What is traced."""
         return self.model(*tensors)
+
+
+@contextlib.contextmanager
+def inference(model: Module) -> Iterator[None]:
+    """Inference mode for a block; afterwards each module is in the mode it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, np.ndarray)

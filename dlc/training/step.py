@@ -11,8 +11,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
-import numpy as np
-
 from dlc import driver
 from dlc.errors import ArgumentError, NumericsError, ShapeError, explain
 from dlc.frontend import optim
@@ -28,10 +26,9 @@ from dlc.ir.node import Node, apply
 from dlc.ir.sizes import Dim
 from dlc.ir.types import TensorSpec
 from dlc.runtime.executable import Executable
-from dlc.runtime.threads import count
+from dlc.training.checks import check_batch, check_inputs, check_numbers, check_parts
 from dlc.training.diagnosis import first_wrong
 
-Array: TypeAlias = "np.ndarray[Any, Any]"
 #: ``loss(output, target)``, a scalar.
 Loss: TypeAlias = Callable[[Any, Any], Any]
 
@@ -145,7 +142,8 @@ class TrainStep(OfBatches):
     ):
         super().__init__(model, max_batch, threads, progress, memory_budget, random)
         check_parts(model, loss, optimizer)
-        check_numbers(threads, clip_grad_norm=clip_grad_norm, clip_grad_value=clip_grad_value)
+        bounds = {"clip_grad_norm": clip_grad_norm, "clip_grad_value": clip_grad_value}
+        check_numbers(threads, max_batch, **bounds)
         self.loss, self.optimizer, self.metrics = loss, optimizer, dict(metrics or {})
         self._clip = clip_grad_norm, clip_grad_value
         optimizer.bind(model.named_parameters())
@@ -190,6 +188,7 @@ class TrainStep(OfBatches):
     def compute(self, *tensors: Node) -> Any:
         """What is traced."""
         *inputs, target = tensors
+        check_inputs(self.model, len(inputs), "a batch")
         output = self.model(*inputs)
         value = scalar(self.loss(output, target), "a loss")
         self.optimizer.bind(self.model.named_parameters())
@@ -221,64 +220,6 @@ class TrainStep(OfBatches):
         if norm is not None:
             found, _ = optim.clip_grad_norm(found, norm)
         return found
-
-
-def check_parts(model: Any, loss: Any, optimizer: Any) -> None:
-    """Refuse what is no model, no loss or no optimiser.
-
-    Raises
-    ------
-    ArgumentError
-    """
-    classes = [each.__name__ for each in (model, loss, optimizer) if isinstance(each, type)]
-    if classes:
-        expected, advice = "an instance", f"Make one: {classes[0]}(...)."
-        got = f"the class {classes[0]}"
-    elif not isinstance(model, Module):
-        expected, got = "a model, a dlc Module, first", f"a {type(model).__name__}"
-        advice = "dlc.nn has the layers of torch.nn."
-    elif not callable(loss):
-        expected, got, advice = "a loss(output, target)", repr(loss), "Such as nn.MSELoss()."
-    elif not isinstance(optimizer, optim.Optimizer):
-        expected, got = "an optimizer of dlc.optim", repr(optimizer)
-        advice = "Such as optim.AdamW(lr=1e-3)."
-    else:
-        return
-    raise ArgumentError(explain("training", expected, got, advice=advice))
-
-
-def check_numbers(threads: Any, **bounds: Any) -> None:
-    """Refuse a number of threads, or bounds on gradients, that are none.
-
-    Raises
-    ------
-    ArgumentError
-    """
-    count(threads)
-    for name, bound in bounds.items():
-        number = isinstance(bound, (int, float, np.number))
-        if bound is not None and not (number and bound >= 0):
-            raise ArgumentError(explain(name, "a number of at least 0", repr(bound)))
-
-
-def check_batch(batch: tuple[Any, ...]) -> tuple[Array, ...]:
-    """The arrays of a batch: inputs and a target, with as many samples each, and some.
-
-    Raises
-    ------
-    ArgumentError, ShapeError
-        There is no target, or the arrays have no samples, or not as many.
-    """
-    if len(batch) < 2:
-        got = f"{len(batch)} array{'s' * (len(batch) != 1)}"
-        raise ArgumentError(explain("a batch", "inputs and then a target", got))
-    arrays = tuple(map(np.asarray, batch))
-    lengths = {array.shape[0] if array.ndim else 0 for array in arrays}
-    if len(lengths) > 1 or not lengths.pop():
-        expected = "inputs and a target with as many samples each, at least one"
-        got = " and ".join(str(array.shape) for array in arrays)
-        raise ShapeError(explain("a batch", expected, got))
-    return arrays
 
 
 def scalar(value: Any, what: str) -> Node:

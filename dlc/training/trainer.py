@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import math
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
-
-import numpy as np
+from typing import Any, NoReturn
 
 from dlc.errors import (
     ArgumentError,
     CheckpointError,
     DTypeError,
+    ExecutionError,
+    IndexError,
     NumericsError,
     WeightsError,
     explain,
@@ -24,31 +24,23 @@ from dlc.errors import (
 from dlc.frontend import optim, random
 from dlc.frontend.data import Batches, as_dataset
 from dlc.frontend.module import Module
-from dlc.frontend.tree import flatten
-from dlc.ir.sizes import shape_text
 from dlc.progress import bar
 from dlc.runtime import checkpoint
 from dlc.runtime.exclusive import uninterrupted
+from dlc.training.callbacks import Callback, checked
+from dlc.training.checks import (
+    Array,
+    check_batch,
+    check_count,
+    check_inputs,
+    check_numbers,
+    check_parts,
+)
 from dlc.training.history import VALIDATION, History
-from dlc.training.judge import Evaluation, Prediction, adds_up
+from dlc.training.judge import Evaluation, Prediction, adds_up, inference
+from dlc.training.keeper import Keeper, differences, under
 from dlc.training.metrics import FALLING, Metric, named
-from dlc.training.step import Array, Loss, TrainStep, check_batch, check_numbers, check_parts
-
-
-class Callback:
-    """What a training run tells; a subclass overrides what it wants to hear.
-
-    ``trainer.stop = True`` ends the run behind the present step.
-    """
-
-    def on_epoch_start(self, trainer: Trainer) -> None:
-        """Before the first step of an epoch."""
-
-    def on_step_end(self, trainer: Trainer, figures: Mapping[str, float]) -> None:
-        """Behind each step, with its loss and metrics."""
-
-    def on_epoch_end(self, trainer: Trainer, figures: Mapping[str, Any]) -> None:
-        """Behind each epoch, with its line of the history."""
+from dlc.training.step import Loss, TrainStep
 
 
 @dataclass
@@ -92,6 +84,9 @@ class Trainer:
         Steps that are complete, over all epochs.
     stop : bool
         Set it to end the run behind the present step.
+    notes : dict
+        What you want to know of the run later, as JSON has it: checkpoints keep it, and `resume`
+        brings it back.
     """
 
     def __init__(
@@ -124,6 +119,9 @@ class Trainer:
         self._samples = 0
         self._position: dict[str, Any] | None = None  # in the data, behind the last step
         self._resumed = False
+        self.notes: dict[str, Any] = {}
+        self._files: set[str] = set()  # real paths of checkpoints of this run
+        self._training = threading.Lock()
         self._random = random.Buffer(random.state)  # of its own from here on
         self._functions: dict[Any, Any] = {}
         self._progress: bool | None = None
@@ -150,7 +148,8 @@ class Trainer:
         """Train until so many epochs are complete, those of earlier calls included.
 
         An epoch that was left in its midst, by `stop`, an error or Ctrl-C, goes on with the batch
-        that was to come; with another batch size, seed or number of samples it begins anew.
+        that was to come; with another batch size, seed or number of samples it begins anew. Behind
+        `resume`, others are an error, unless that was told to expect them.
 
         Parameters
         ----------
@@ -160,8 +159,8 @@ class Trainer:
         shuffle, drop_last : bool
             See `dlc.data.batches`.
         seed : int, optional
-            Of the order, of augmentations and of dropout; by default one that `dlc.seed` decides.
-            Nothing else that is drawn in the process changes a run.
+            Of the order, of augmentations and of dropout; by default the run's own, which
+            `dlc.seed` decides at its beginning. Nothing else that is drawn changes a run.
         callbacks : iterable of Callback
         patience : int, optional
             End the run when the monitored figure has not improved for so many epochs, those of
@@ -170,7 +169,8 @@ class Trainer:
             At the end take back the weights of the best epoch.
         checkpoint : path, optional
             Save there behind each epoch and where `stop` ends the run (see `save`), and if
-            ``checkpoint_every`` is given behind each so many steps.
+            ``checkpoint_every`` is given behind each so many steps. No file may be there but a
+            checkpoint that this trainer wrote or resumed from.
         progress : bool, optional
             Show a bar, while compiling too; by default on a terminal.
 
@@ -182,34 +182,60 @@ class Trainer:
         Raises
         ------
         NumericsError
-            The loss became NaN or infinite; the message says at which step, and in which layer
-            first. The parameters are those before that step.
+            The loss became NaN or infinite, or that of the validation data NaN; the message says at
+            which step, and in which layer first. The parameters are those before that step.
         IndexError
-            A label is out of range.
+            A label is out of range; the message says which sample's, where it can.
+        ArgumentError
+            An option is outside its domain, or `checkpoint` is a file of something else.
+        ExecutionError
+            It is running already, in another thread or around a callback.
         """
-        told = _checked(epochs, patience, callbacks)
-        self._monitored(self._names(validation is not None))
-        keep = _Keeper(self, checkpoint, checkpoint_every)
-        batches = self._loader(train, batch_size, shuffle, drop_last, seed)
-        self._random.data = random.words(batches.seed, int(self._random.numpy()[1]))
-        self.stop, self._progress = self._is_over(patience), progress
-        step = self._step(batch_size)
-        with bar(f"training {type(self.model).__name__}", progress) as report:
-            while self.epoch < epochs and not self.stop:
-                self._epoch(batches, step, told, keep, report, epochs)
-                if not self.stop:
-                    self._finish_epoch(batches, validation, told, patience)
-                keep.now()
-        if restore_best and self._best.weights:
-            self.model.load_state_dict(self._best.weights)
+        with self._alone():
+            check_count("epochs", epochs)
+            if patience is not None:
+                check_count("patience", patience)
+            told = checked(callbacks)
+            self._check_validation(validation)
+            keep = Keeper(self.save, self._files, checkpoint, checkpoint_every)
+            batches = self._loader(train, batch_size, shuffle, drop_last, seed)
+            self._random.data = random.words(batches.seed, int(self._random.numpy()[1]))
+            self.stop, self._progress = self._is_over(patience), progress
+            step = self._step(batch_size)
+            with bar(f"training {type(self.model).__name__}", progress) as report:
+                while self.epoch < epochs and not self.stop:
+                    self._epoch(batches, step, told, keep, report, epochs)
+                    if not self.stop:
+                        self._finish_epoch(batches, validation, told, patience)
+                    keep.now()
+            if restore_best and self._best.weights:
+                self.model.load_state_dict(self._best.weights)
         return self.history
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Two runs of one model would mix their steps."""
+        if not self._training.acquire(blocking=False):
+            expected, got = "a trainer that is at rest", "one that is running `fit` already"
+            advice = "Make a model and a trainer for each run."
+            raise ExecutionError(explain("Trainer.fit", expected, got, advice=advice))
+        try:
+            yield
+        finally:
+            self._training.release()
+
+    def _check_validation(self, validation: Any) -> None:
+        """Refuse now what would be refused behind the first epoch."""
+        self._monitored(self._names(validation is not None))
+        if validation is not None:
+            check_inputs(self.model, len(as_dataset(validation)[:1]) - 1, "validation")
 
     def _epoch(
         self,
         batches: Batches,
         step: TrainStep,
         told: tuple[Callback, ...],
-        keep: _Keeper,
+        keep: Keeper,
         report: Callable[[str, int, int], None],
         epochs: int,
     ) -> None:
@@ -227,21 +253,25 @@ class Trainer:
                 if number == 0:
                     step.executable(*arrays)  # compiles, which Ctrl-C may break off
                 with uninterrupted():
-                    figures = self._take(step, arrays)
+                    figures = self._take(step, arrays, batches)
                     self._position = batches.state_dict()
                 for callback in told:
                     callback.on_step_end(self, figures)
-                keep.step()
+                keep.step(self.step)
                 if self.stop:
                     return
 
-    def _take(self, step: TrainStep, batch: tuple[Array, ...]) -> dict[str, float]:
+    def _take(
+        self, step: TrainStep, batch: tuple[Array, ...], batches: Batches
+    ) -> dict[str, float]:
         """One step, and what it adds to the figures of the epoch."""
+        where = f"step {self.step + 1} (epoch {self.epoch + 1})"
         try:
             results = step(*batch)
         except NumericsError as error:
-            where = f"step {self.step + 1} (epoch {self.epoch + 1})"
             raise NumericsError(f"{where}: {error}") from None
+        except IndexError as error:
+            raise IndexError(f"{where}: {error}{_sample(error, batch, batches)}") from None
         figures: dict[str, float] = results if isinstance(results, dict) else {"loss": results}
         for name, value in figures.items():
             share = 1 if self._is_sum(name) else len(batch[0])
@@ -258,7 +288,7 @@ class Trainer:
         """The line of an epoch, and what follows from it."""
         figures: dict[str, Any] = {"epoch": self.epoch + 1, **self._so_far()}
         if validation is not None:
-            found = self.evaluate(validation, batch_size=batches.batch_size)
+            found = self._validate(validation, batches.batch_size)
             figures |= {VALIDATION + name: value for name, value in found.items()}
         figures["lr"] = self.optimizer.param_groups[0]["lr"]
         figures["seconds"] = time.perf_counter() - self._began
@@ -271,6 +301,17 @@ class Trainer:
         for callback in told:
             callback.on_epoch_end(self, figures)
         self.stop = self.stop or self._is_over(patience)
+
+    def _validate(self, data: Any, batch_size: int) -> dict[str, float]:
+        """The figures of the validation data, of which the loss must be a number."""
+        found = self.evaluate(data, batch_size)
+        if math.isnan(found["loss"]):
+            with inference(self.model):
+                judge = self._function(Evaluation, batch_size, self.loss, self.metrics)
+                why = judge.why_nan(Batches(as_dataset(data), batch_size))
+            where = f"epoch {self.epoch + 1}"
+            raise NumericsError(f"{where}: the loss of the validation data is nan: {why}")
+        return found
 
     def _is_over(self, patience: int | None) -> bool:
         """Whether the monitored figure has not improved for so many epochs."""
@@ -337,9 +378,10 @@ class Trainer:
         -------
         dict of str to float
         """
-        with _inference(self.model):
+        batches = Batches(as_dataset(data), batch_size)
+        with inference(self.model):
             judge = self._function(Evaluation, batch_size, self.loss, self.metrics)
-            figures: dict[str, float] = judge.over(Batches(as_dataset(data), batch_size))
+            figures: dict[str, float] = judge.over(batches)
             return figures
 
     def predict(self, inputs: Any, batch_size: int = 256) -> Any:
@@ -358,14 +400,9 @@ class Trainer:
         if isinstance(inputs, list) and any(isinstance(sample, list) for sample in inputs):
             expected, advice = "a data set or an array", "Make it an array: np.float32(inputs)."
             raise DTypeError(explain("predict", expected, "a list of lists", advice=advice))
-        found = []
-        with _inference(self.model):
-            answer = self._function(Prediction, batch_size)
-            for batch in Batches(as_dataset(inputs), batch_size):
-                results = answer(*batch[: _takes(self.model)])
-                arrays, structure = flatten(results, _is_array, "arrays")
-                found.append(arrays)
-        return structure.build([np.concatenate(parts) for parts in zip(*found, strict=True)])
+        batches = Batches(as_dataset(inputs), batch_size)
+        with inference(self.model):
+            return self._function(Prediction, batch_size).over(batches)
 
     def _function(self, kind: type, batch_size: int, *arguments: Any) -> Any:
         """A compiled function of the model, made once for each size of batches."""
@@ -403,24 +440,28 @@ class Trainer:
         self, train: Any, batch_size: int, shuffle: bool, drop_last: bool, seed: int | None
     ) -> Batches:
         """Batches from behind the last step, or else from the start of the present epoch."""
-        saved = self._position if self._resumed or self._samples else None
+        saved = self._position
         if seed is None:
             seed = saved["seed"] if saved else int(random.generator().integers(2**63))
         options = {"shuffle": shuffle, "drop_last": drop_last, "seed": seed}
         batches = Batches(as_dataset(train), batch_size, **options)
         anew = {**batches.state_dict(), "epoch": self.epoch}
-        try:
-            batches.load_state_dict(saved or anew)
-        except ArgumentError as error:
-            if self._resumed:
-                message = f"the checkpoint is of a run with other data or options: {error}"
-                raise CheckpointError(message) from None
-            batches.load_state_dict(anew)
-            self._sums, self._samples = {}, 0
+        other = [] if saved is None else [n for n in batches.identity() if saved[n] != anew[n]]
+        if other and self._resumed:
+            raise _other_batches(anew, {name: saved[name] for name in other})
+        if other or not self._samples:
+            self._sums, self._samples, saved = {}, 0, None
+        batches.load_state_dict(saved or anew)
         self._resumed = False
         return batches
 
     # Checkpoints.
+
+    def __reduce__(self) -> NoReturn:
+        raise ExecutionError(
+            "a Trainer holds native code of this process, so it is neither copied nor pickled; "
+            "save(path) writes the run to a file, and resume(path) takes it up in another trainer"
+        )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything that the run goes on from to one file, whole or not at all.
@@ -449,11 +490,20 @@ class Trainer:
             "samples": self._samples,
             "history": self.history.epochs,
             "best": [self._best.value, self._best.epoch],
+            "notes": self.notes,
         }
         checkpoint.write(path, arrays, notes)
+        self._files.add(os.path.realpath(path))
 
-    def resume(self, path: str | os.PathLike[str]) -> None:
+    def resume(self, path: str | os.PathLike[str], *, same_batches: bool = True) -> None:
         """Take up a run where a checkpoint left it; `fit` then goes on, bit for bit.
+
+        Parameters
+        ----------
+        path : path
+        same_batches : bool
+            Have `fit` refuse another batch size, seed or number of samples than the run's. If
+            False, it takes them; an epoch that was left in its midst then begins anew.
 
         Raises
         ------
@@ -462,14 +512,14 @@ class Trainer:
             nothing was changed.
         """
         arrays, notes = checkpoint.read(path)
-        weights = _under("model.", arrays)
-        if differing := _differences(_kinds(self.model.state_dict()), _kinds(weights)):
+        weights = under("model.", arrays)
+        if differing := differences(self.model.state_dict(), weights):
             expected = f"a checkpoint of this {type(self.model).__name__}"
             got = f"{os.fspath(path)!r}, of a {notes['model']}: {differing}"
             raise CheckpointError(explain("Trainer.resume", expected, got))
         self._check_kinds(os.fspath(path), notes)
         slots: dict[int, dict[str, Array]] = {}
-        for name, array in _under("optimizer.", arrays).items():
+        for name, array in under("optimizer.", arrays).items():
             number, _, slot = name.partition(".")
             slots.setdefault(int(number), {})[slot] = array
         self._load_states(os.fspath(path), slots, notes)
@@ -477,9 +527,11 @@ class Trainer:
         self._random.data = arrays["random"]
         self.epoch, self.step = notes["epoch"], notes["step"]
         self._sums, self._samples = dict(notes["sums"]), notes["samples"]
-        self._best = _Best(*notes["best"], _under("best.", arrays))
+        self._best = _Best(*notes["best"], under("best.", arrays))
         self.history = History(list(notes["history"]), notes["best"][1])
-        self._position, self._resumed = notes["batches"], notes["batches"] is not None
+        self.notes, self._position = dict(notes.get("notes", {})), notes["batches"]
+        self._resumed = same_batches and self._position is not None
+        self._files.add(os.path.realpath(path))
 
     def _load_states(self, path: str, slots: dict[int, dict[str, Array]], notes: Any) -> None:
         """Those of optimiser and schedule: both or none."""
@@ -511,79 +563,21 @@ class Trainer:
             raise CheckpointError(explain(repr(path), expected, theirs))
 
 
-class _Keeper:
-    """Saves checkpoints when they are due."""
-
-    def __init__(self, trainer: Trainer, path: Any, every: int | None):
-        if every is not None and (path is None or not _is_whole(every)):
-            expected = "an integer of at least 1, and a path for checkpoint"
-            raise ArgumentError(explain("checkpoint_every", expected, repr(every)))
-        if path is not None and not os.path.isdir(folder := os.path.dirname(os.path.abspath(path))):
-            raise ArgumentError(explain("checkpoint", "a path in a folder", f"no folder {folder}"))
-        self._trainer, self._path, self._every = trainer, path, every
-
-    def step(self) -> None:
-        if self._every is not None and self._trainer.step % self._every == 0:
-            self._trainer.save(self._path)
-
-    def now(self) -> None:
-        if self._path is not None:
-            self._trainer.save(self._path)
+def _sample(error: IndexError, batch: tuple[Array, ...], batches: Batches) -> str:
+    """Which sample of the training data has the number that is out of range, where that is clear:
+    where a row of the batch holds it.
+    """
+    row = error.place[0] if error.place else len(batch[0])
+    rows = [array[row] for array in batch if row < len(array) and array.dtype.kind in "iu"]
+    if not any((values == error.value).any() for values in rows):
+        return ""
+    return f", in sample {batches.latest()[row]} of the training data"
 
 
-def _checked(epochs: Any, patience: Any, callbacks: Any) -> tuple[Callback, ...]:
-    """The callbacks of a run, whose other numbers are checked, too."""
-    for name, value in (("epochs", epochs), ("patience", patience)):
-        if not _is_whole(value) and not (name == "patience" and value is None):
-            raise ArgumentError(explain(name, "an integer of at least 1", repr(value)))
-    told = tuple(callbacks) if isinstance(callbacks, Iterable) else (callbacks,)
-    if wrong := [each for each in told if not isinstance(each, Callback)]:
-        advice = "Derive from dlc.Callback, and pass an instance."
-        expected = "instances of dlc.Callback"
-        raise ArgumentError(explain("callbacks", expected, repr(wrong[0]), advice=advice))
-    return told
-
-
-def _is_whole(value: Any) -> bool:
-    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    return whole and int(value) >= 1
-
-
-def _takes(model: Module) -> int:
-    """How many arrays a model is called with: the arguments of `forward` that have no default."""
-    arguments = inspect.signature(model.forward).parameters.values()
-    plain = (each for each in arguments if each.kind <= each.POSITIONAL_OR_KEYWORD)
-    return max(1, sum(each.default is each.empty for each in plain))
-
-
-def _is_array(value: Any) -> bool:
-    return isinstance(value, np.ndarray)
-
-
-def _kinds(arrays: Mapping[str, Array]) -> dict[str, str]:
-    """Element type and shape of each array, in words."""
-    return {name: f"{array.dtype} {shape_text(array.shape)}" for name, array in arrays.items()}
-
-
-def _differences(ours: Mapping[str, str], theirs: Mapping[str, str]) -> str:
-    """Where the arrays of a checkpoint are others than those of the model, the first few."""
-    names = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
-    told = [f"{n} is {ours.get(n, 'not')} here and {theirs.get(n, 'not')} there" for n in names[:3]]
-    more = [f"and {len(names) - 3} more"] if len(names) > 3 else []
-    return "; ".join(told + more)
-
-
-def _under(prefix: str, arrays: Mapping[str, Array]) -> dict[str, Array]:
-    return {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}
-
-
-@contextlib.contextmanager
-def _inference(model: Module) -> Iterator[None]:
-    """Inference mode for a block; afterwards each module is in the mode it was in."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
+def _other_batches(given: Mapping[str, Any], saved: Mapping[str, Any]) -> CheckpointError:
+    """What to say where `fit` is to go on from a checkpoint with other batches."""
+    expected = ", ".join(f"{name}={value}" for name, value in saved.items())
+    got = ", ".join(f"{name}={given[name]}" for name in saved)
+    advice = "Trainer.resume(path, same_batches=False) goes on with others."
+    message = explain("fit", expected, got, advice=advice)
+    return CheckpointError(f"the checkpoint is of a run with other data or options: {message}")

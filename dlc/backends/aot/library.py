@@ -40,6 +40,7 @@ from dlc.errors import (
     WeightsError,
     explain,
 )
+from dlc.files import destination
 from dlc.ir.plan import Plan, align
 from dlc.ir.types import TensorType
 from dlc.runtime.bundle import Compiled
@@ -108,6 +109,7 @@ def write_library(
         _check(compiled.plan, parameters)
     final = {"weights": f"{name}.safetensors", "header": f"{name}.h", "library": path.name}
     try:
+        places = {made: destination(path.with_name(called)) for made, called in final.items()}
         with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as aside:
             folder = Path(aside)
             contents = assemble(ordered, write_weights(folder / "weights", parameters), name)
@@ -115,8 +117,8 @@ def write_library(
             _link(contents, folder, path.name, compiler or _compiler(next(iter(ordered))))
             for made in final:
                 _to_disk(folder / made)
-            for made, called in final.items():
-                (folder / made).replace(path.with_name(called))
+            for made, place in places.items():
+                (folder / made).replace(place)
     except OSError as error:
         message = f"cannot write the library {str(path)!r}: {error}. Files of before are unchanged."
         raise ExecutionError(message) from error

@@ -4,7 +4,8 @@ inside.
 Arena memory is reused, so the zeros are written on every run. Where rows follow each other, the
 right margin of one and the left margin of the next are one run of zeros. Where rows are so short
 that nearly every cache line holds some of both, all of the buffer is one run, which takes half the
-time; the producer waits for that, as it writes there too.
+time; the producer waits for that, as it writes there too. A result that takes the place of a value
+which its kernel reads finds the zeros there, and nothing may be written before it.
 """
 
 from __future__ import annotations

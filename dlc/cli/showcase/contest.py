@@ -17,8 +17,9 @@ from dlc.frontend import data, models, nn, optim
 from dlc.frontend.data import Dataset
 from dlc.frontend.module import Module
 from dlc.frontend.random import seed as set_seed
+from dlc.training.callbacks import Callback
 from dlc.training.history import History
-from dlc.training.trainer import Callback, Trainer
+from dlc.training.trainer import Trainer
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
 

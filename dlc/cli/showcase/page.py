@@ -129,12 +129,14 @@ def _tiles(story: Story) -> str:
     best = max(story.contest.mean(n) for n in story.contest.accuracies if n != "LeNet-5")
     mean = story.contest.mean("LeNet-5")
     tiles = [(f"{100 * mean:.1f} %", f"LeNet-5; the best of the others {100 * best:.1f} %")]
-    tiles.append((duration(story.times["dlc"]["step"]), "a training step of 64 images"))
+    doubt = ", on a busy machine" if story.busy else ""
+    step = f"a training step of {BATCH} images{doubt}"
+    tiles.append((duration(story.times["dlc"]["step"]), step))
     theirs = story.times.get("PyTorch")
     for name, words in (("step", "a training step"), ("one", "reading one image")):
         if theirs:
             ratio = theirs[name] / story.times["dlc"][name]
-            tiles.append((f"{ratio:.1f} ×", f"PyTorch's time for {words}"))
+            tiles.append((f"{ratio:.1f} ×", f"PyTorch's time for {words}{doubt}"))
     if story.diff:
         words = "no layer differs from PyTorch by more than rounding"
         tiles.append(("equal", words) if story.diff.ok else ("differs", story.diff.summary()))
@@ -291,8 +293,7 @@ def _softmax(logits: Array) -> Array:
 def _beside(story: Story) -> str:
     threads = f"{story.threads} thread{'s' * (story.threads > 1)}"
     races = "".join(_race(story.times, name, words) for name, words in TIMED.items())
-    busy = f'<p class="bad">{escape(story.busy)}</p>' if story.busy else ""
-    cards = [f"<h3>Time, on {threads}</h3>{races}{busy}"]
+    cards = [f"<h3>Time, on {threads}</h3>{races}{_busy(story)}"]
     words = "PyTorch is not installed here; <code>pip install 'dlc[torch]'</code> puts it beside."
     if story.twins:
         ours, theirs = story.twins.apart()
@@ -311,6 +312,11 @@ def _beside(story: Story) -> str:
             "schedule."
         )
     return _section("Beside PyTorch", words, _cards(*cards), _diff(story.diff))
+
+
+def _busy(story: Story) -> str:
+    """A warning beside times that the machine's other work may have spoilt."""
+    return f'<p class="bad">{escape(story.busy)}</p>' if story.busy else ""
 
 
 def _most(values: Sequence[float], story: Story) -> list[float]:
@@ -375,13 +381,15 @@ def _compiled(story: Story) -> str:
         "pooling join the store of the layer before them. Beside each kernel is the share that it "
         "reaches of the multiply-add peak, which is measured in the same minute."
     )
-    inference, training = (_kernels(name, each) for name, each in story.profiles.items())
+    doubt = _busy(story)
+    inference, training = (_kernels(name, each, doubt) for name, each in story.profiles.items())
     more = f"<details><summary>The training step, kernel by kernel</summary>{training}</details>"
     drawing = f'<div class="drawing">{story.drawing}</div>'
     return _section("What the compiler made", words, drawing, inference, more)
 
 
-def _kernels(name: str, profile: Profile) -> str:
+def _kernels(name: str, profile: Profile, doubt: str) -> str:
+    """The kernels of a profile, with a warning if there is one."""
     rows = list(_kernel_rows(profile))
     peak = quantity(profile.peak.flops, "FLOP/s")
     title = f"{name} of {BATCH} images: {len(rows)} kernels, {duration(profile.seconds)}"
@@ -393,7 +401,7 @@ def _kernels(name: str, profile: Profile) -> str:
     )
     heads = ("kernel", "time", "of all", "FLOPs", "bytes", "of peak", "")
     return (
-        f'<div class="card"><h3>{escape(title)}</h3><p class="quiet">{escape(words)}</p>'
+        f'<div class="card"><h3>{escape(title)}</h3><p class="quiet">{escape(words)}</p>{doubt}'
         f"{_table(heads, rows, range(1, 6))}</div>"
     )
 

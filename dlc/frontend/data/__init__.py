@@ -10,6 +10,7 @@ ahead        work done in the background
 loader       batches, epoch after epoch
 """
 
+from dlc.frontend.absent import explained
 from dlc.frontend.data.augment import Augmentation as Augmentation
 from dlc.frontend.data.augment import Contrast as Contrast
 from dlc.frontend.data.augment import Crop as Crop
@@ -41,3 +42,13 @@ from dlc.frontend.data.warp import Perspective as Perspective
 from dlc.frontend.data.warp import Rotate as Rotate
 from dlc.frontend.data.warp import Scale as Scale
 from dlc.frontend.data.warp import Warp as Warp
+
+#: What PyTorch's users look for.
+_INSTEAD = {
+    "DataLoader": "dlc.data.batches(data, batch_size, shuffle=True)",
+    "TensorDataset": "dlc.data.ArrayDataset, or a tuple of arrays",
+    "random_split": "dlc.data.split",
+    "Subset": "data.subset(indices)",
+}
+
+__getattr__ = explained("dlc.data", [name for name in globals() if name[0] != "_"], _INSTEAD)

@@ -64,9 +64,7 @@ class ImageFolder(Dataset):
         root = Path(folder)
         if not root.is_dir():
             raise ArgumentError(explain("images", "a folder", f"{str(root)!r}, which is none"))
-        self.size = (size, size) if isinstance(size, int) else size
-        for pixels in self.size or ():
-            check_pixels("size", pixels, 1)
+        self.size = None if size is None else _sides(size)
         self.mode = mode
         names = (entry.name for entry in root.iterdir() if entry.is_dir())
         self.classes = tuple(sorted(name for name in names if not name.startswith(".")))
@@ -91,7 +89,7 @@ class ImageFolder(Dataset):
             if image.shape != images[0].shape:
                 got = f"{_extent(images[0])} in {self.paths[indices[0]]}, "
                 got += f"{_extent(image)} in {self.paths[number]}"
-                advice = "Give a size: images(folder, size=(height, width))."
+                advice = "Give a size: images(folder, size=(height, width)), or --size HxW."
                 raise ShapeError(explain("a batch", "images of one size", got, advice=advice))
         pixels = np.stack(images).reshape(len(images), *images[0].shape[:2], CHANNELS[self.mode])
         planes = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2), np.float32)
@@ -118,6 +116,17 @@ class ImageFolder(Dataset):
 
 #: The name to call it by, beside functions such as `dlc.data.mnist`.
 images = ImageFolder
+
+
+def _sides(size: Any) -> tuple[int, int]:
+    """Height and width."""
+    pair = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
+    if len(pair) != 2:
+        expected = "an integer, or (height, width)"
+        raise ArgumentError(explain("size", expected, repr(size)))
+    for pixels in pair:
+        check_pixels("size", pixels, 1)
+    return pair
 
 
 def _files(folder: Path) -> list[Path]:

@@ -74,6 +74,8 @@ class Batches:
         self.epoch = self.batch = 0
         self._resume = False  # does the next iteration begin at `batch`, or at the first one?
         self._latest: object = None
+        if not len(self.dataset):
+            raise ShapeError(explain("a data set", "one sample or more", "none"))
         if not len(self):
             message = explain(
                 "drop_last", f"{self.batch_size} samples or more", f"{len(self.dataset)}"
@@ -115,9 +117,14 @@ class Batches:
         count = len(self.dataset)
         return permutation(count, self.seed, epoch) if self.shuffle else np.arange(count)
 
+    def latest(self) -> Array:
+        """The samples' numbers in the batch given out last, while its epoch lasts: int64."""
+        first = max(0, self.batch - 1) * self.batch_size
+        return self.order(self.epoch)[first : first + self.batch_size]
+
     def state_dict(self) -> dict[str, int]:
         """The position after the batch given out last, and what decides the batches to come."""
-        return {"epoch": self.epoch, "batch": self.batch, **self._identity()}
+        return {"epoch": self.epoch, "batch": self.batch, **self.identity()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go to a saved position: the next iteration gives the rest of its epoch.
@@ -130,7 +137,7 @@ class Batches:
         ArgumentError
             The state is of other batches (seed, batch size, number of samples, ...), or is none.
         """
-        own = self._identity()
+        own = self.identity()
         if missing := {"epoch", "batch", *own} - set(state):
             got = f"no {', '.join(sorted(missing))}"
             raise ArgumentError(explain("load_state_dict", "a state of dlc.data.Batches", got))
@@ -143,8 +150,8 @@ class Batches:
             raise ArgumentError(explain("batch", f"at most {len(self)}", str(batch)))
         self.epoch, self.batch, self._resume, self._latest = epoch, batch, True, None
 
-    def _identity(self) -> dict[str, int]:
-        """What decides which samples are in which batch."""
+    def identity(self) -> dict[str, int]:
+        """What decides which samples are in which batch: their number and the options."""
         names = ("batch_size", "shuffle", "seed", "drop_last")
         return {"samples": len(self.dataset)} | {name: getattr(self, name) for name in names}
 

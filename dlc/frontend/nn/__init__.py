@@ -12,6 +12,7 @@ loss         CrossEntropyLoss, MSELoss and the other losses
 """
 
 from dlc.frontend import functional, init
+from dlc.frontend.absent import explained
 from dlc.frontend.module import Module
 from dlc.frontend.nn.activation import (
     CELU,
@@ -100,3 +101,5 @@ __all__ = [
     "functional",
     "init",
 ]
+
+__getattr__ = explained("dlc.nn", __all__)

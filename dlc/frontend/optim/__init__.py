@@ -9,6 +9,7 @@ clip          gradients clipped by norm or by value
 lr_scheduler  how the learning rate changes from step to step
 """
 
+from dlc.frontend.absent import explained
 from dlc.frontend.optim import lr_scheduler
 from dlc.frontend.optim.adam import Adam, AdamW
 from dlc.frontend.optim.adaptive import Adadelta, Adagrad, RMSprop
@@ -30,3 +31,5 @@ __all__ = [
     "clip_grad_value",
     "lr_scheduler",
 ]
+
+__getattr__ = explained("dlc.optim", __all__)

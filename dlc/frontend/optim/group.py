@@ -182,7 +182,8 @@ class Group(Mapping[str, Any]):
         count = 2 if name == "betas" else 1
         given = value if count > 1 and isinstance(value, Sequence) else (value,)
         try:
-            numbers = tuple(np.array(float(number), np.float64) for number in given)
+            texts = any(isinstance(number, (str, bytes)) for number in given)
+            numbers = () if texts else tuple(np.array(float(n), np.float64) for n in given)
         except (TypeError, ValueError):
             numbers = ()
         if len(numbers) != count or not np.isfinite(numbers).all():

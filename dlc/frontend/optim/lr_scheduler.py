@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Self
 
 from dlc.errors import ArgumentError, WeightsError, explain
+from dlc.frontend.absent import explained
 from dlc.frontend.optim.group import Group
 from dlc.frontend.optim.optimizer import Optimizer
 
@@ -29,6 +30,8 @@ __all__ = [
     "SequentialLR",
     "StepLR",
 ]
+
+__getattr__ = explained("dlc.optim.lr_scheduler", __all__)
 
 
 class _Schedule:

@@ -10,11 +10,19 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
-from dlc.errors import ArgumentError, DTypeError, ShapeError, TraceError, WeightsError, explain
+from dlc.errors import (
+    ArgumentError,
+    AttributeError,
+    DTypeError,
+    ShapeError,
+    TraceError,
+    WeightsError,
+    explain,
+)
 from dlc.frontend.optim.group import Group
 from dlc.frontend.parameter import Buffer, Parameter, as_array
 from dlc.frontend.scope import Scope, active
@@ -145,13 +153,13 @@ class Optimizer(ABC):
 
     # The step.
 
-    def step(self, gradients: Mapping[Parameter, Node]) -> None:
+    def step(self, gradients: Mapping[Parameter, Node] | None = None) -> None:
         """Give parameters, slots and the count of steps their next values; inside a trace.
 
         Parameters
         ----------
         gradients : mapping of Parameter to Tensor
-            Of any of the parameters; the others stay as they are.
+            Of any of the parameters; the others stay as they are. Parameters keep none.
 
         Raises
         ------
@@ -164,6 +172,9 @@ class Optimizer(ABC):
         if scope is None:
             advice = "dlc.train_step compiles one; inside a function given to dlc.jit it works too."
             raise TraceError(f"a step of {type(self).__name__} is part of a trace. {advice}")
+        if gradients is None:
+            expected = "a gradient for each parameter: a dict"
+            raise ArgumentError(explain(f"{type(self).__name__}.step", expected, "none"))
         self._check(scope, gradients)
         for number, group in enumerate(self.param_groups):
             trained = {p for p in group.params if p in gradients}
@@ -176,6 +187,11 @@ class Optimizer(ABC):
                 scalars = self.scalars(group, step)
                 for parameter in parameters:
                     self._step(scope, group, parameter, scope.node(gradients[parameter]), scalars)
+
+    def __getattr__(self, name: str) -> NoReturn:
+        advice = ": no gradient is kept; dlc.train_step compiles forward, backward and update"
+        more = advice if name == "zero_grad" else ""
+        raise AttributeError(f"{type(self).__name__} has no {name!r}{more}")
 
     def _step(
         self, scope: Scope, group: Group, parameter: Parameter, g: Node, scalars: dict[str, Node]
