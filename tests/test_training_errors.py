@@ -216,6 +216,8 @@ def test_the_loop_of_pytorch_is_explained():
     descent = optim.SGD(nn.Linear(8, 3).parameters(), lr=0.1)
     with pytest.raises(AttributeError, match="SGD has no 'zero_grad': no gradient is kept"):
         descent.zero_grad()
+    with pytest.raises(AttributeError, match=r"no 'grad'.*dlc\.gradients"):
+        nn.Linear(2, 1).weight.grad  # noqa: B018
     with pytest.raises(TraceError, match=r"is part of a trace\. dlc\.train_step compiles one"):
         descent.step()
 

@@ -11,11 +11,11 @@ import itertools
 import math
 import os
 import threading
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 
-from dlc.errors import DTypeError, ShapeError, TraceError, explain
+from dlc.errors import AttributeError, DTypeError, ShapeError, TraceError, explain
 from dlc.frontend.scope import active, refuse_in_trace
 from dlc.ir.arithmetic import Arithmetic
 from dlc.ir.node import Node
@@ -331,6 +331,14 @@ class Parameter(Variable):
         if bool(value) != self._requires_grad:
             self._requires_grad = bool(value)
             touch(self)
+
+    @property
+    def grad(self) -> NoReturn:
+        """There is none: gradients are values."""
+        raise AttributeError(
+            "a parameter has no 'grad': no gradient is kept beside it. dlc.train_step takes whole "
+            "steps; in a function that is traced, dlc.gradients(loss, parameters) gives gradients"
+        )
 
     def requires_grad_(self, value: bool = True) -> Parameter:
         """Set `requires_grad` and return the parameter."""
