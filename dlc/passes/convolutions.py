@@ -246,8 +246,8 @@ def winograd_tile(
     packed, transformed = (READ, READ) if prepared else (READ + PACK, READ + WRITE)
     costs = {0: TAPS * TAPS * (images * height * width + packed) * weights}
     for m in tiles:
-        tiles = images * tiles_along(height, m) * tiles_along(width, m)
-        products = tiles * (weights + TRANSFORM * (outputs + inputs))
+        count = images * tiles_along(height, m) * tiles_along(width, m)
+        products = count * (weights + TRANSFORM * (outputs + inputs))
         costs[m] = (m + 2) ** 2 * (products + transformed * weights)
     return min(costs, key=lambda m: costs[m])
 
@@ -303,7 +303,9 @@ class Blocks:
 
 
 def _blocks(node: Node, g: Node, weights: Weights) -> tuple[Blocks, Blocks] | None:
-    """The blocks of a gradient's rows and columns, if they take fewer products than phases."""
+    """The blocks of a gradient's rows and columns, if they take fewer products than phases, for
+    images of known size.
+    """
     attrs, sizes = node.attrs, (*node.shape[2:], *g.shape[2:])
     known = all(isinstance(size, int) for size in sizes)
     if weights.groups > 1 or attrs["dilation"] != (1, 1) or not known:

@@ -15,10 +15,12 @@ cache, and 5 % where they do.
 
 from __future__ import annotations
 
+import functools
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -29,6 +31,10 @@ from dlc.ir.plan import ALIGNMENT, SLACK, Buffer, Layout, align
 from dlc.ir.schedule import Group, Schedule
 from dlc.ir.sizes import bounds
 from dlc.passes.traffic import owners
+
+Array: TypeAlias = "np.ndarray[Any, Any]"
+#: Offsets at which blocks of memory begin and end.
+Intervals: TypeAlias = Sequence[tuple[int, int]]
 
 #: Bytes of an arena that processors' own caches, or the next one, may hold from use to use.
 CACHED = 16 << 20
@@ -114,7 +120,7 @@ def _leaves(graph: Graph, layouts: Mapping[Node, Layout]) -> tuple[dict[Node, Bu
     return buffers, state
 
 
-def content_digest(array: np.ndarray[Any, Any]) -> str:
+def content_digest(array: Array) -> str:
     """A name for an array's content, element type and shape."""
     head = f"{array.dtype.str}{array.shape}".encode()
     return hashlib.sha256(head + np.ascontiguousarray(array).tobytes()).hexdigest()[:16]
@@ -168,91 +174,63 @@ class _Arena:
 
     def places(self, room: float = 1.0) -> tuple[list[int], int]:
         """The offset of each block, and the end of all, at most ``room`` times what is needed."""
-        offsets, size = self._tight()
+        offsets, size = self._placed(_best_fit)
         most = int(room * size) // ALIGNMENT * ALIGNMENT
         if 0 < size <= CACHED:
-            apart, end = self._apart(most)
+            apart, end = self._placed(functools.partial(_least_foreign, most=most))
             if end <= most:
                 return apart, end
         return offsets, size
 
-    def _tight(self) -> tuple[list[int], int]:
-        """From the largest block to the smallest, each in the smallest gap between those that live
-        at the same time.
+    def _placed(self, choose: Callable[[int, Intervals, Intervals], int]) -> tuple[list[int], int]:
+        """Offsets and their end, the largest block first: for each, ``choose`` gets its bytes, the
+        intervals in order that are busy while it lives, and all that were placed before.
         """
-        offsets, size, placed = [0] * len(self.blocks), 0, list[tuple[int, int, int, int]]()
-        for number in self._by_size():
+        offsets, placed, lives = [0] * len(self.blocks), list[tuple[int, int]](), list[Any]()
+        for number in sorted(range(len(self.blocks)), key=lambda i: (-self.blocks[i][0], i)):
             nbytes, first, last = self.blocks[number]
-            busy = sorted((o, e) for o, e, f, l in placed if f <= last and first <= l)
-            offsets[number] = offset = _best_fit(nbytes, busy)
-            placed.append((offset, offset + nbytes, first, last))
-            size = max(size, offset + nbytes)
-        return offsets, size
-
-    def _apart(self, most: int) -> tuple[list[int], int]:
-        """The same, each where the fewest bytes change hands, within the first ``most`` if it can.
-
-        Where a block begins or ends with a gap, and where its middle meets another one's.
-        """
-        offsets = [0] * len(self.blocks)
-        lives = np.array([life for _, *life in self.blocks])
-        placed, starts, ends = list[int](), np.zeros(0, np.int64), np.zeros(0, np.int64)
-        for number in self._by_size():
-            nbytes, first, last = self.blocks[number]
-            together = (lives[placed, 0] <= last) & (first <= lives[placed, 1])
-            busy = sorted(zip(starts[together], ends[together], strict=True))
-            gaps = [(low, high - nbytes) for low, high in _gaps(nbytes, busy, most)]
-            meeting = align((starts[:WEIGHTY] + ends[:WEIGHTY] - nbytes) // 2)
-            inside = [meeting[(low <= meeting) & (meeting <= high)] for low, high in gaps]
-            choices = np.concatenate([*gaps, *inside])
-            beyond = np.maximum(choices + nbytes - most, 0)
-            foreign = _foreign(choices, nbytes, starts[:WEIGHTY], ends[:WEIGHTY])
-            offsets[number] = int(choices[np.lexsort((choices, foreign, beyond))[0]])
-            placed.append(number)
-            starts, ends = (
-                np.append(starts, offsets[number]),
-                np.append(ends, offsets[number] + nbytes),
-            )
-        return offsets, int(max(ends))
-
-    def _by_size(self) -> list[int]:
-        """The numbers of the blocks, the largest first."""
-        return sorted(range(len(self.blocks)), key=lambda i: (-self.blocks[i][0], i))
+            busy = [at for at, (f, l) in zip(placed, lives) if f <= last and first <= l]
+            offsets[number] = offset = choose(nbytes, sorted(busy), placed)
+            placed.append((offset, offset + nbytes))
+            lives.append((first, last))
+        return offsets, max((end for _, end in placed), default=0)
 
 
-def _gaps(nbytes: int, busy: Sequence[tuple[int, int]], most: int) -> Iterator[tuple[int, int]]:
-    """The gaps of at least so many bytes between intervals in order, the last one up to ``most`` or
-    as far as it takes.
+def _best_fit(nbytes: int, busy: Intervals, placed: Intervals) -> int:
+    """The offset of the smallest gap that holds so many bytes."""
+    return min(_gaps(nbytes, busy), key=lambda gap: gap[1] - gap[0])[0]
+
+
+def _least_foreign(nbytes: int, busy: Intervals, placed: Intervals, most: int) -> int:
+    """The offset at which the fewest bytes change hands, within the first ``most`` if it can: where
+    a gap begins or ends, or where the middle meets that of another block.
     """
+    others = np.array(placed[:WEIGHTY], np.int64).reshape(-1, 2)
+    gaps = [(low, min(high, max(most, low + nbytes)) - nbytes) for low, high in _gaps(nbytes, busy)]
+    meeting = align((others.sum(axis=1) - nbytes) // 2)
+    inside = [meeting[(low <= meeting) & (meeting <= high)] for low, high in gaps]
+    choices = np.concatenate([*gaps, *inside])
+    beyond = np.maximum(choices + nbytes - most, 0)
+    foreign = _foreign(choices, nbytes, others)
+    return int(choices[np.lexsort((choices, foreign, beyond))[0]])
+
+
+def _gaps(nbytes: int, busy: Intervals) -> Iterator[tuple[int, int]]:
+    """The gaps of at least so many bytes between intervals in order, and all behind them."""
     cursor = 0
     for offset, end in busy:
         if offset - cursor >= nbytes:
             yield cursor, offset
         cursor = max(cursor, end)
-    yield cursor, max(most, cursor + nbytes)
+    yield cursor, sys.maxsize
 
 
-def _foreign(
-    choices: np.ndarray[Any, Any],
-    nbytes: int,
-    starts: np.ndarray[Any, Any],
-    ends: np.ndarray[Any, Any],
-) -> np.ndarray[Any, Any]:
+def _foreign(choices: Array, nbytes: int, others: Array) -> Array:
     """For each offset of a block, how many of its bytes lie in one half of it and in the other half
     of another block.
     """
-    middles, others = choices[:, None] + nbytes // 2, (starts + ends) // 2
-    low = np.maximum(np.maximum(choices[:, None], starts), np.minimum(middles, others))
-    high = np.minimum(np.minimum(choices[:, None] + nbytes, ends), np.maximum(middles, others))
+    starts, ends = others.T
+    middles, theirs = choices[:, None] + nbytes // 2, (starts + ends) // 2
+    low = np.maximum(np.maximum(choices[:, None], starts), np.minimum(middles, theirs))
+    high = np.minimum(np.minimum(choices[:, None] + nbytes, ends), np.maximum(middles, theirs))
     return np.maximum(high - low, 0).sum(axis=1)
-
-
-def _best_fit(nbytes: int, busy: Sequence[tuple[int, int]]) -> int:
-    """The offset of the smallest gap that holds so many bytes, between intervals in order."""
-    best, best_gap, cursor = None, None, 0
-    for offset, end in busy:
-        gap = offset - cursor
-        if gap >= nbytes and (best_gap is None or gap < best_gap):
-            best, best_gap = cursor, gap
-        cursor = max(cursor, end)
-    return cursor if best is None else best
