@@ -163,9 +163,6 @@ class _Body(VectorFunction):
         self.valid = self.arg["valid"]
         if tile.pooled:
             self.valid = self.builder.lshr(self.valid, word(1))
-        vectors = 0 if tile.woven else len(self.keys)
-        self.memory = self.builder.alloca(self.vector, word(vectors))
-        self.memory.align = 64
 
     def emit(self) -> None:
         """The sum, the expression, the maximum where pooled, and the store."""
@@ -272,27 +269,23 @@ class _Body(VectorFunction):
         """Of as many vectors with the channels innermost, number `part`."""
         places = range(part * self.lanes, (part + 1) * self.lanes)
         pixels = [divmod(place, len(channels)) for place in places]
-        value = channels[0]
-        if len(channels) == 1:
-            return value
-        for c, channel in enumerate(channels):
-            # Lanes of the first channel are taken with the second's.
-            before = [pixel if c == 1 and own == 0 else k for k, (pixel, own) in enumerate(pixels)]
-            taken = [
-                self.lanes + pixel if own == c else kept
-                for (pixel, own), kept in zip(pixels, before, strict=True)
-            ]
-            value = self._shuffled(value, channel, taken) if c else value
+        value = self._shuffled(channels[0], channels[0], (pixel for pixel, _ in pixels))
+        for c, channel in enumerate(channels[1:], start=1):
+            taken = (self.lanes + p if own == c else k for k, (p, own) in enumerate(pixels))
+            value = self._shuffled(value, channel, taken)
         return value
 
     def _store(self, lines: Lines) -> None:
         """Store pixel by pixel, by way of memory."""
         b, arg, vectors = self.builder, self.arg, len(lines[0][0])
+        with b.goto_entry_block():
+            memory = b.alloca(self.vector, word(len(lines) * self.tile.channels * vectors))
+            memory.align = 64
         starts = {}
         for r, line in enumerate(lines):
             for c, channel in enumerate(line):
                 first = (r * self.tile.channels + c) * vectors
-                starts[r, c] = b.gep(self.memory, [word(first)], source_etype=self.vector)
+                starts[r, c] = b.gep(memory, [word(first)], source_etype=self.vector)
                 for v, value in enumerate(channel):
                     self.store(value, self.at(starts[r, c], v * self.lanes))
         before = b.block
