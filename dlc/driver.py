@@ -22,6 +22,7 @@ from dlc.frontend import gradient, hook
 from dlc.frontend.gradient import Argnums
 from dlc.frontend.met import Met, Variants
 from dlc.frontend.module import Module
+from dlc.frontend.numeric import is_whole
 from dlc.frontend.parameter import advance, latest_version
 from dlc.frontend.scope import active
 from dlc.frontend.trace import Traced, flatten_arguments, trace
@@ -426,8 +427,7 @@ def _kernels(plan: Plan, sources: Mapping[str, str]) -> tuple[Kernel, ...]:
 
 
 def _check_budget(memory_budget: object) -> None:
-    whole = isinstance(memory_budget, (int, np.integer)) and not isinstance(memory_budget, bool)
-    if memory_budget is not None and not (whole and memory_budget > 0):
+    if memory_budget is not None and not is_whole(memory_budget, 1):
         raise ArgumentError(explain("memory_budget", "a number of bytes", repr(memory_budget)))
 
 

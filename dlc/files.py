@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["destination", "kind", "whole"]
+__all__ = ["destination", "kind", "to_disk", "whole"]
 
 #: What a path may name beside a regular file, in words.
 KINDS = {
@@ -58,6 +58,12 @@ def destination(path: str | os.PathLike[str]) -> str:
     if found := kind(final):
         raise OSError(errno.EINVAL, f"it is {found}, no regular file", os.fspath(path))
     return final
+
+
+def to_disk(path: str | os.PathLike[str]) -> None:
+    """Wait until a file's bytes are on the disk: only then may it take another's name."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
 
 
 def kind(path: str | os.PathLike[str]) -> str:

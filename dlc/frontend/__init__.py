@@ -4,6 +4,7 @@ hook         what a Module calls when it is called with arrays
 scope        the trace under way: names of parameters, module paths, new values of buffers
 parameter    arrays that a model owns: parameters and buffers
 module       nn.Module, as PyTorch's
+numeric      numbers that users give, checked
 tree         nested tuples, lists and dicts of arguments and results
 met          what a trace met, and whether it still is as it was
 trace        runs a function on symbols and gives its graph

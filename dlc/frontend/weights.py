@@ -17,7 +17,7 @@ from safetensors import SafetensorError, deserialize, safe_open
 from safetensors.numpy import save_file
 
 from dlc.errors import ExecutionError, WeightsError, explain
-from dlc.files import destination
+from dlc.files import destination, to_disk
 from dlc.frontend import init
 from dlc.frontend.module import LoadResult, Module
 
@@ -55,7 +55,7 @@ def save_weights(model: Module, path: str | os.PathLike[str]) -> None:
             written = os.path.join(aside, name)
             save_file(model.state_dict(), written)
             os.chmod(written, _ordinary_mode(aside))
-            _to_disk(written)
+            to_disk(written)
             os.replace(written, final)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
@@ -72,12 +72,6 @@ def _ordinary_mode(folder: str) -> int:
     """
     with open(os.path.join(folder, "empty"), "wb") as file:
         return stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-
-
-def _to_disk(path: str) -> None:
-    """Wait until a file's bytes are on the disk: only then may it take another's name."""
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
 
 
 def load_weights(model: Module, path: str | os.PathLike[str], strict: bool = True) -> LoadResult:

@@ -14,6 +14,7 @@ import numpy as np
 from dlc.errors import ArgumentError, ShapeError, explain
 from dlc.frontend import nn, optim
 from dlc.frontend.module import Module
+from dlc.frontend.numeric import check_whole
 from dlc.runtime.threads import count
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
@@ -62,28 +63,11 @@ def check_numbers(threads: Any, max_batch: Any = None, **bounds: Any) -> None:
     """
     count(threads)
     if max_batch is not None:
-        check_count("max_batch", max_batch)
+        check_whole("max_batch", max_batch)
     for name, bound in bounds.items():
         number = isinstance(bound, (int, float, np.number))
         if bound is not None and not (number and bound >= 0):
             raise ArgumentError(explain(name, "a number of at least 0", repr(bound)))
-
-
-def check_count(name: str, value: Any) -> None:
-    """Refuse what is no integer from 1.
-
-    Raises
-    ------
-    ArgumentError
-    """
-    if not is_count(value):
-        raise ArgumentError(explain(name, "an integer of at least 1", repr(value)))
-
-
-def is_count(value: Any) -> bool:
-    """Whether a value is an integer from 1."""
-    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    return whole and int(value) >= 1
 
 
 def check_batch(batch: tuple[Any, ...]) -> tuple[Array, ...]:

@@ -11,8 +11,9 @@ from typing import Any
 
 from dlc.errors import ArgumentError, explain
 from dlc.files import kind
+from dlc.frontend.numeric import is_whole
 from dlc.ir.sizes import shape_text
-from dlc.training.checks import Array, is_count
+from dlc.training.checks import Array
 
 
 class Keeper:
@@ -32,7 +33,7 @@ class Keeper:
     def __init__(
         self, save: Callable[[Any], None], own: Collection[str], path: Any, every: int | None
     ):
-        if every is not None and (path is None or not is_count(every)):
+        if every is not None and (path is None or not is_whole(every, 1)):
             expected = "an integer of at least 1, and a path for checkpoint"
             raise ArgumentError(explain("checkpoint_every", expected, repr(every)))
         if path is not None:

@@ -24,6 +24,7 @@ from dlc.errors import (
 from dlc.frontend import optim, random
 from dlc.frontend.data import Batches, as_dataset
 from dlc.frontend.module import Module
+from dlc.frontend.numeric import check_whole
 from dlc.progress import bar
 from dlc.runtime import checkpoint
 from dlc.runtime.exclusive import uninterrupted
@@ -31,7 +32,6 @@ from dlc.training.callbacks import Callback, checked
 from dlc.training.checks import (
     Array,
     check_batch,
-    check_count,
     check_inputs,
     check_numbers,
     check_parts,
@@ -192,9 +192,9 @@ class Trainer:
             It is running already, in another thread or around a callback.
         """
         with self._alone():
-            check_count("epochs", epochs)
+            check_whole("epochs", epochs)
             if patience is not None:
-                check_count("patience", patience)
+                check_whole("patience", patience)
             told = checked(callbacks)
             self._check_validation(validation)
             keep = Keeper(self.save, self._files, checkpoint, checkpoint_every)

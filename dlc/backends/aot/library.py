@@ -40,7 +40,7 @@ from dlc.errors import (
     WeightsError,
     explain,
 )
-from dlc.files import destination
+from dlc.files import destination, to_disk
 from dlc.ir.plan import Plan, align
 from dlc.ir.types import TensorType
 from dlc.runtime.bundle import Compiled
@@ -116,7 +116,7 @@ def write_library(
             (folder / "header").write_text(contents.interface.header())
             _link(contents, folder, path.name, compiler or _compiler(next(iter(ordered))))
             for made in final:
-                _to_disk(folder / made)
+                to_disk(folder / made)
             for made, place in places.items():
                 (folder / made).replace(place)
     except OSError as error:
@@ -277,9 +277,3 @@ def _compiler(isa: Isa) -> str:
 
 def _architecture(isa: Isa) -> str:
     return isa.triple.partition("-")[0]
-
-
-def _to_disk(path: Path) -> None:
-    """Wait until a file's bytes are on the disk: only then may it take another's name."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass, field
-from numbers import Real
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -16,6 +15,7 @@ import numpy as np
 from dlc.errors import ArgumentError, ShapeError, explain
 from dlc.frontend.data.chance import Array, Draws
 from dlc.frontend.data.transforms import Transform, check_floats
+from dlc.frontend.numeric import check_whole, is_number
 
 #: A range: a pair, or how far it goes on both sides of what changes nothing.
 Range: TypeAlias = float | tuple[float, float]
@@ -92,7 +92,7 @@ class Shift(Augmentation):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_pixels("pixels", self.pixels)
+        check_whole("pixels", self.pixels, 0)
 
     def change(self, images: Array, draws: Draws) -> Array:
         """A window of each padded image."""
@@ -115,7 +115,7 @@ class Pad(Transform):
     fill: float = 0.0
 
     def __post_init__(self) -> None:
-        check_pixels("pixels", self.pixels)
+        check_whole("pixels", self.pixels, 0)
 
     def apply(self, inputs: Array, draws: Draws) -> Array:
         """(N, C, H, W) to (N, C, H + 2 pixels, W + 2 pixels)."""
@@ -142,9 +142,9 @@ class Crop(Transform):
     fill: float = 0.0
 
     def __post_init__(self) -> None:
-        check_pixels("padding", self.padding)
+        check_whole("padding", self.padding, 0)
         for size in self._window():
-            check_pixels("size", size, 1)
+            check_whole("size", size)
 
     def apply(self, inputs: Array, draws: Draws) -> Array:
         """(N, C, H, W) to (N, C, *size)."""
@@ -258,14 +258,3 @@ def check_images(inputs: Array, whose: str) -> None:
     """Refuse what is no batch of images."""
     if inputs.ndim != 4:
         raise ShapeError(explain(whose, "images (N, C, H, W)", str(inputs.shape)))
-
-
-def is_number(value: object) -> bool:
-    """Whether it is a real number; True and False are none."""
-    return isinstance(value, Real) and not isinstance(value, bool)
-
-
-def check_pixels(name: str, value: object, least: int = 0) -> None:
-    """Refuse what is no number of pixels."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-        raise ArgumentError(explain(name, f"an integer of at least {least}", repr(value)))

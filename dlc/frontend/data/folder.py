@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from dlc.errors import ArgumentError, DependencyError, ShapeError, explain
-from dlc.frontend.data.augment import check_pixels
 from dlc.frontend.data.chance import Array, Chance
 from dlc.frontend.data.dataset import NO_CHANCE, Dataset
+from dlc.frontend.numeric import check_whole
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 CHANNELS = {"L": 1, "RGB": 3, "RGBA": 4}
@@ -125,7 +125,7 @@ def _sides(size: Any) -> tuple[int, int]:
         expected = "an integer, or (height, width)"
         raise ArgumentError(explain("size", expected, repr(size)))
     for pixels in pair:
-        check_pixels("size", pixels, 1)
+        check_whole("size", pixels)
     return pair
 
 

@@ -16,6 +16,7 @@ from dlc.errors import ArgumentError, ShapeError, explain
 from dlc.frontend.data.ahead import ahead
 from dlc.frontend.data.chance import Array, Chance, check_seed, permutation
 from dlc.frontend.data.dataset import Data, as_dataset
+from dlc.frontend.numeric import check_whole
 
 
 class Batches:
@@ -68,9 +69,10 @@ class Batches:
         prefetch: int = 2,
     ):
         self.dataset = as_dataset(data)
-        self.batch_size = _whole("batch_size", batch_size, 1)
+        self.batch_size = check_whole("batch_size", batch_size)
         self.shuffle, self.seed, self.drop_last = bool(shuffle), check_seed(seed), bool(drop_last)
-        self.workers, self.prefetch = _whole("workers", workers, 0), _whole("prefetch", prefetch, 1)
+        self.workers = check_whole("workers", workers, 0)
+        self.prefetch = check_whole("prefetch", prefetch)
         self.epoch = self.batch = 0
         self._resume = False  # does the next iteration begin at `batch`, or at the first one?
         self._latest: object = None
@@ -145,7 +147,8 @@ class Batches:
             expected = ", ".join(f"{name}={own[name]}" for name in other)
             got = ", ".join(f"{name}={state[name]}" for name in other)
             raise ArgumentError(explain("load_state_dict", f"a state with {expected}", got))
-        epoch, batch = _whole("epoch", state["epoch"], 0), _whole("batch", state["batch"], 0)
+        epoch = check_whole("epoch", state["epoch"], 0)
+        batch = check_whole("batch", state["batch"], 0)
         if batch > len(self):
             raise ArgumentError(explain("batch", f"at most {len(self)}", str(batch)))
         self.epoch, self.batch, self._resume, self._latest = epoch, batch, True, None
@@ -162,9 +165,3 @@ class Batches:
 
 #: The name to call it by, beside functions such as `dlc.data.split`.
 batches = Batches
-
-
-def _whole(name: str, value: object, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-        raise ArgumentError(explain(name, f"an integer of at least {least}", repr(value)))
-    return int(value)

@@ -15,9 +15,10 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from dlc.errors import ArgumentError, explain
-from dlc.frontend.data.augment import Augmentation, Range, interval, is_number
+from dlc.frontend.data.augment import Augmentation, Range, interval
 from dlc.frontend.data.chance import Array, Draws
 from dlc.frontend.data.transforms import check_floats
+from dlc.frontend.numeric import is_number
 
 #: What is beyond the frame: a value, or the pixel at the edge.
 Fill: TypeAlias = float | Literal["edge"]

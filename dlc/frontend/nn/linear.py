@@ -6,7 +6,6 @@ Shapes and initial distributions are PyTorch's, so that state dicts and training
 from __future__ import annotations
 
 import math
-from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from dlc.errors import ArgumentError, explain
 from dlc.frontend import functional as F
 from dlc.frontend import init
 from dlc.frontend.module import Module
+from dlc.frontend.numeric import check_whole, is_whole
 from dlc.frontend.parameter import Parameter
 from dlc.ir.node import Node
 from dlc.ir.types import as_dtype
@@ -115,7 +115,7 @@ def reset_weight_and_bias(weight: Parameter, bias: Parameter | None) -> None:
 def pair(layer: Module, name: str, value: Any, least: int = 1) -> tuple[int, int]:
     """A size for rows and columns alike, or one each, as a pair; none below ``least``."""
     sizes = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
-    if len(sizes) != 2 or not all(_whole(size) and size >= least for size in sizes):
+    if len(sizes) != 2 or not all(is_whole(size, least) for size in sizes):
         subject = f"{type(layer).__name__}: {name}"
         expected = f"an integer of at least {least}, or one for rows and one for columns"
         raise ArgumentError(explain(subject, expected, repr(value)))
@@ -125,7 +125,7 @@ def pair(layer: Module, name: str, value: Any, least: int = 1) -> tuple[int, int
 def check_axis(layer: Module, **axes: object) -> None:
     """Refuse what is no dimension of a tensor."""
     for name, axis in axes.items():
-        if not _whole(axis):
+        if not is_whole(axis):
             subject = f"{type(layer).__name__}: {name}"
             raise ArgumentError(explain(subject, "an integer, a dimension", repr(axis)))
 
@@ -138,13 +138,7 @@ def check_device(layer: Module, device: object) -> None:
         )
 
 
-def _whole(value: object) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)
-
-
 def check_counts(layer: Module, **counts: int) -> None:
     """Refuse what is no positive number of features or channels."""
     for name, count in counts.items():
-        if not _whole(count) or count < 1:
-            subject = f"{type(layer).__name__}: {name}"
-            raise ArgumentError(explain(subject, "an integer of at least 1", repr(count)))
+        check_whole(f"{type(layer).__name__}: {name}", count)

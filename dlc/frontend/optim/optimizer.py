@@ -272,11 +272,8 @@ class Optimizer(ABC):
             It is of another kind of optimiser or of other parameters; nothing was changed.
         """
         if missing := {"state", "param_groups"} - set(state_dict):
-            expected, got = (
-                "a dict with 'state' and 'param_groups'",
-                f"one without {min(missing)!r}",
-            )
-            raise WeightsError(self._state_error(expected, got))
+            expected = "a dict with 'state' and 'param_groups'"
+            raise WeightsError(self._state_error(expected, f"one without {min(missing)!r}"))
         groups, state = state_dict["param_groups"], state_dict["state"]
         ours = [len(group.params) for group in self.param_groups]
         theirs = [len(group["params"]) for group in groups]
