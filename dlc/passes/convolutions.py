@@ -14,7 +14,7 @@ from typing import Any
 from dlc.ir.graph import Graph, is_parametric, topological
 from dlc.ir.node import Node, apply
 from dlc.ir.op import Kind
-from dlc.ir.sizes import Size, bounds
+from dlc.ir.sizes import Size, bounds, product
 from dlc.ops.phases import Phase, phases_with, weighted
 from dlc.ops.winograd import POINTS, TAPS, tiles_along
 
@@ -155,7 +155,7 @@ class Convolutions:
         """The gradient of a convolution for its weight in the form of a kernel."""
         attrs, inputs = node.attrs, x.shape[1]
         planes = attrs["groups"] == 1 and inputs <= PLANES
-        parts = min(PARTS, bounds(x.shape[0])[1]) if node.tensor_type.count <= SMALL else 1
+        parts = min(_parts(node, x, g), bounds(x.shape[0])[1])
         made = apply("conv2d_weight_direct", x, g, **attrs, parts=max(parts, 1), planes=planes)
         return apply("sum", made, axes=(0,), keepdims=False) if parts > 1 else made
 
@@ -324,6 +324,15 @@ def _blocks(node: Node, g: Node, weights: Weights) -> tuple[Blocks, Blocks] | No
 def _in_vectors(channels: int) -> int:
     """Channels, those included that fill the last vector."""
     return -(-channels // LANES) * LANES
+
+
+def _parts(node: Node, x: Node, g: Node) -> int:
+    """Into how many parts of the images the gradient of a weight is cut, at most."""
+    weights, read = (bounds(size)[1] for size in (node.tensor_type.count, product((x.tensor_type.count,))))
+    read += bounds(g.tensor_type.count)[1]
+    if weights <= SMALL:
+        return PARTS
+    return 2 if weights * 8 <= read else 1
 
 
 def _by_phases(node: Node, g: Node, weights: Weights) -> Node:

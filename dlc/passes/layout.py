@@ -118,6 +118,9 @@ def _order(node: Node, orders: Mapping[Node, tuple[int, ...]]) -> tuple[int, ...
         return weight_order(node.attrs["parts"], node.attrs["planes"])
     if node.op.name == "relayout":
         return tuple(node.attrs["order"])
+    if node.op.name == "sum" and node.inputs[0].op.name == WEIGHT_GRADIENT:  # of its parts
+        parts = orders[node.inputs[0]]
+        return tuple(axis - 1 for axis in parts if axis) if node.ndim < len(parts) else rows
     if node.op.name in CONVOLUTIONS:
         return CHANNELS_LAST
     if node.op.name in POOL_GRADIENTS:

@@ -22,6 +22,7 @@ from dlc.backends.numba_cpu.depthwise import Depthwise, DepthwiseTile, depthwise
 from dlc.backends.numba_cpu.kernel import Kernel, Sizes
 from dlc.backends.numba_cpu.planes import Planes, PlanesTile, vectors_for
 from dlc.backends.numba_cpu.strided import (
+    MANY_ROWS,
     Strided,
     across_sizes,
     strided_vectors,
@@ -41,7 +42,7 @@ from dlc.ir.node import Node
 from dlc.ir.op import Kind
 from dlc.ir.plan import Layout
 from dlc.ir.schedule import Group
-from dlc.ir.sizes import Size, as_size, product
+from dlc.ir.sizes import Size, as_size, bounds, product
 from dlc.ir.types import ITEMSIZE
 from dlc.ops.across import SCALARS_AT_STORE
 from dlc.ops.phases import Phase, phases_with
@@ -356,7 +357,10 @@ def _matmul_across(
     *batch, depth, rows = a.shape
     columns = b.shape[-1]
     sizes = across_sizes(epilogue, rows=rows, columns=columns, depth=depth, batch=product(batch))
-    strided = Strided(isa, node.dtype, epilogue, strided_vectors(isa, node.dtype, columns))
+    vectors = strided_vectors(isa, node.dtype, columns)
+    # A weight of a linear layer stays with the threads that compute the outputs of its rows.
+    by_rows = bounds(rows)[0] >= MANY_ROWS
+    strided = Strided(isa, node.dtype, epilogue, vectors, by_rows=by_rows)
     return strided.kernel, sizes | {"share": strided.scratch_elements}, 0
 
 

@@ -37,6 +37,8 @@ from dlc.ir.types import ITEMSIZE
 #: combined before they meet the sum.
 LANES, BLOCK, LEVELS = 16, 1024, 48
 WIDTH, RUN, NEAR = 64, 64, 4
+#: Elements that are combined in one expression.
+SHORT = 16
 #: Blocks in the share of a thread, where a reduction of at least so many elements has fewer results
 #: (or sets of neighbours) than that.
 SHARE, LARGE, FEW = 16, 1 << 15, 32
@@ -49,6 +51,8 @@ def reduce_kernels(group: Group, layouts: Mapping[Node, Layout], name: str) -> l
     one for shares and one that combines them.
     """
     made = _ReduceWriter(group, layouts)
+    if made.is_short():
+        return [made.unrolled(name)]
     if not made.is_split():
         return [made.kernel(name)]
     return [made.shares(name), _ReduceWriter(group, layouts).combined(name)]
@@ -173,6 +177,12 @@ class _ReduceWriter:
         most = bounds(product(loop.extent for loop in self._outer()))[1]
         return most < FEW and bounds(self.source.tensor_type.count)[1] >= LARGE
 
+    def is_short(self) -> bool:
+        """Whether each result is an expression of few elements, whose neighbours lie beside them."""
+        few = len(self.reduced) == 1 and bounds(self.reduced[0].extent)[1] <= SHORT
+        fixed = few and isinstance(self.reduced[0].extent, int)
+        return fixed and self.across is not None and not self.full and not _spread(self.totals)
+
     def _outer(self) -> list[Loop]:
         chunks = [] if self.across is None else [self._chunks(self.across)]
         return [*self.kept, *chunks]
@@ -198,6 +208,25 @@ class _ReduceWriter:
                 self._finish(wave)
             self._results()
         return self.writer.finish(name)
+
+    def unrolled(self, name: str) -> KernelSource:
+        """The one that does all where results are short expressions, with the same bits."""
+        (loop,), writer = self.reduced, self.writer
+        with rows(writer, self._outer()):
+            self._width()
+            with self._lanes():
+                for total in (total for wave in self._waves() for total in wave):
+                    moved = [self._moved(loop.var, k) for k in range(bounds(loop.extent)[1])]
+                    values = [self._element(total, index) for index in moved]
+                    text = _neutral(total)
+                    while values:
+                        many = NEAR if len(values) >= NEAR else 1
+                        near, values = values[:many], values[many:]
+                        text = f"({combine(total.node, text, self._paired(total, near))})"
+                    writer.line(f"{total.held} = {combine(total.node, _neutral(total), text)}")
+                    writer.own[total.node] = self._finished(total, total.held)
+                self._store_kept()
+        return writer.finish(name)
 
     def shares(self, name: str) -> KernelSource:
         """The one that leaves the total of each share in memory."""
@@ -403,8 +432,8 @@ class _ReduceWriter:
         with writer.block(f"for {var.name} in range(whole, stop):"), self._lanes():
             self._add(sums)
 
-    def _moved(self, var: Var, to: Var) -> tuple[Size, ...]:
-        """The index with one variable in another's place."""
+    def _moved(self, var: Var, to: Var | int) -> tuple[Size, ...]:
+        """The index with another variable, or a number, in the place of one."""
         return tuple(as_size(to) if i == as_size(var) else i for i in self.index)
 
     def _paired(self, total: _Total, values: list[str]) -> str:
@@ -471,15 +500,18 @@ class _ReduceWriter:
 
     def _finish(self, wave: Sequence[_Total]) -> None:
         """What reductions are, from their totals."""
-        writer = self.writer
-        number = writer.size(product(self.source.shape[axis] for axis in self.axes))
         with self._lanes():
             for total in wave:
-                rule, array = _rule(total.node), total.away or total.held
-                count = cast(f"i64({number})", "int64", total.node.dtype)
                 own = f"own{self.totals.index(total)}[{self.lane}]"
-                writer.line(f"{own} = {rule.finish.format(acc=f'{array}t[{self.lane}]', n=count)}")
-                writer.own[total.node] = own
+                held = f"{total.away or total.held}t[{self.lane}]"
+                self.writer.line(f"{own} = {self._finished(total, held)}")
+                self.writer.own[total.node] = own
+
+    def _finished(self, total: _Total, held: str) -> str:
+        """What a reduction is, from its total."""
+        number = self.writer.size(product(self.source.shape[axis] for axis in self.axes))
+        count = cast(f"i64({number})", "int64", total.node.dtype)
+        return _rule(total.node).finish.format(acc=held, n=count)
 
     # The position of the first element that wins.
     def _winner(self, total: _Total) -> None:
@@ -506,17 +538,21 @@ class _ReduceWriter:
 
     # What is computed from the reductions.
     def _results(self) -> None:
-        full = set(self.full)
-        kept_outputs = [node for node in self.group.outputs if node not in full]
-        if kept_outputs:
+        if len(self.full) < len(self.group.outputs):
             with self._lanes():
-                for node in kept_outputs:
-                    index = self._kept_index(node, self.index)
-                    self.writer.store(node, index, self.writer.value(node, index))
+                self._store_kept()
         if self.full:
             with self._nest(self.reduced), self._lanes():
                 for node in self.full:
                     self.writer.store(node, self.index, self.writer.value(node, self.index))
+
+    def _store_kept(self) -> None:
+        """Store the outputs of which there is one for each result."""
+        full = set(self.full)
+        for node in self.group.outputs:
+            if node not in full:
+                index = self._kept_index(node, self.index)
+                self.writer.store(node, index, self.writer.value(node, index))
 
     def _kept_index(self, node: Node, index: Sequence[Size]) -> tuple[Size, ...]:
         """The index of an output that has lost the reduced axes, or has them with size 1."""

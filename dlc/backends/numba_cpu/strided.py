@@ -20,6 +20,8 @@ from dlc.backends.numba_cpu.tiles import CHAIN
 from dlc.backends.numba_cpu.vectors import PLAIN, Epilogue
 from dlc.ir.sizes import Size
 
+#: Rows of a product from which threads share them.
+MANY_ROWS = 64
 #: Tiles whose sums one thread keeps at a time: of the widest, a quarter of a megabyte.
 KEPT = 144
 
@@ -54,6 +56,8 @@ class Strided:
         number of columns. Results do not depend on it.
     lanewise : bool
         x[x_at + ... + j] rather than x[x_at + ...]: its tiles are.
+    by_rows : bool
+        Threads share the rows of the result, rather than tiles of any rows and columns.
     """
 
     isa: Isa
@@ -61,6 +65,7 @@ class Strided:
     epilogue: Epilogue = PLAIN
     vectors: tuple[float, ...] = (2,)
     lanewise: bool = False
+    by_rows: bool = False
 
     @property
     def tiles(self) -> tuple[StridedTile, ...]:
@@ -213,21 +218,20 @@ def _like_the_result(epilogue: Epilogue) -> list[str]:
 
 def _body(strided: Strided) -> str:
     """The source below the `def` line."""
-    tile = strided.tiles[0]
+    tile, by_rows = strided.tiles[0], strided.by_rows
+    tiles = _TILES.format(most=tile.rows)
+    before, in_group = (_ROW_UNITS, _OWN_ROWS + tiles) if by_rows else (tiles + _TILE_UNITS, "")
     return f"""\
-    # Rows are cut into tiles of equal size, the first `longer` of them one longer.
     rows = lines * taps * run
-    tiles = div(rows + {tile.rows - 1}, {tile.rows}) if rows > 0 else 1
-    size = div(rows, tiles)
-    longer = rows - size * tiles
     panels = div(columns + {tile.columns - 1}, {tile.columns})
     straight = local({tile.rows}, i64)
     bent = local({tile.rows}, i64)
     for i in range({tile.rows}):
         straight[i] = i * x_run
     sums = at(scratch, thread * {strided.scratch_elements})
-    # Units of work, one tile each; every thread takes equally many.
-    units = parts * groups * panels * tiles if rows > 0 else 0
+    first = i64(0)
+    own = rows
+{indent(before, " " * 4)}
     begin = div(units * thread, threads)
     end = div(units * (thread + 1), threads)
     unit = 0
@@ -237,10 +241,9 @@ def _body(strided: Strided) -> str:
 {_CHAINS}
         kept = 1 if chains == 1 else {KEPT}
         for g in range(groups):
+{indent(in_group, " " * 12)}
             for panel in range(panels):
-                low = begin - unit if begin > unit else 0
-                high = end - unit if end - unit < tiles else tiles
-                unit += tiles
+{indent(_ALL_TILES if by_rows else _OWN_TILES, " " * 16)}
                 column = panel * {tile.columns}
                 count = columns - column
                 count = count if count < {tile.columns} else {tile.columns}
@@ -250,13 +253,35 @@ def _body(strided: Strided) -> str:
                     for chain in range(chains):
 {indent(_CUT, " " * 24)}
 {indent(_tiles(strided), " " * 24)}
-                    for t in range(low, last):
-                        row = t * size + (t if t < longer else longer)
-                        height = size + 1 if t < longer else size
-{indent(_store(strided), " " * 24)}
                     low = last
 """
 
+
+# Own rows, from the first one on, are cut into tiles of equal size, some of them one longer.
+_TILES = """\
+tiles = div(own + {most} - 1, {most}) if own > 0 else 1
+size = div(own, tiles)
+longer = own - size * tiles
+"""
+
+# Units of work that every thread takes equally many of: tiles, and which of them are its own,
+_TILE_UNITS = "units = parts * groups * panels * tiles if rows > 0 else 0"
+_OWN_TILES = """\
+low = begin - unit if begin > unit else 0
+high = end - unit if end - unit < tiles else tiles
+unit += tiles"""
+
+# or rows, of which it takes all panels.
+_ROW_UNITS = "units = parts * groups * rows"
+_OWN_ROWS = """\
+first = begin - unit if begin > unit else 0
+own = end - unit if end - unit < rows else rows
+own -= first
+unit += rows
+"""
+_ALL_TILES = """\
+low = 0
+high = tiles if own > 0 else 0"""
 
 # Chains: runs along depth are cut where they are too long, and else as many as fit make one. Each
 # axis is cut into equal pieces.
@@ -303,13 +328,13 @@ for k in range(height):
 
 
 def _tiles(strided: Strided) -> str:
-    """Add a chain to the sums of tiles `low` to `last`."""
+    """Add a chain to the sums of tiles `low` to `last`, and store them behind the last chain."""
     tile = strided.tiles[0]
     loops = "a_count, x_outer, w_outer, b_count, x_inner, w_inner, c_count, x_step, w_step"
     arguments = f"height, count, x_base, x_rows, at(w, w_chain), held, chain,\n    {loops},"
-    column = " + column" if strided.lanewise else ""
+    lanewise = " + column" if strided.lanewise else ""
     return f"""\
-row = low * size + (low if low < longer else longer)
+row = first + low * size + (low if low < longer else longer)
 line = div(row, taps * run)
 i = row - line * taps * run
 tap = div(i, run)
@@ -319,10 +344,13 @@ for t in range(low, last):
     crosses = i + height > run
     if crosses:
 {indent(_BEND, " " * 8)}
-    x_base = at(x, x_chain + line * x_line + tap * x_tap + i * x_run{column})
+    x_base = at(x, x_chain + line * x_line + tap * x_tap + i * x_run{lanewise})
     x_rows = bent if crosses else straight
     held = at(sums, (t - low) * {tile.rows * tile.columns})
 {indent(_widths(strided.tiles, arguments), " " * 4)}
+    if chain == chains - 1:
+{indent(_store(strided), " " * 8)}
+    row += height
     i += height
     while i >= run:
         i -= run
@@ -332,20 +360,19 @@ for t in range(low, last):
             line += 1"""
 
 
+def _place(name: str) -> str:
+    """Where the tile's part of a result or a full operand begins."""
+    return f"{name}, part * {name}_part + g * {name}_group + row * {name}_row + column"
+
+
 def _store(strided: Strided) -> str:
     """Store the sums of a tile."""
-    tile = strided.tiles[0]
-
-    def place(name: str) -> str:
-        base = f"part * {name}_part + g * {name}_group + row * {name}_row + column"
-        return f"at({name}, {base}), {name}_row"
-
-    arguments = [f"height, count, at(sums, (t - low) * {tile.rows * tile.columns})"]
-    arguments += map(place, strided.epilogue.results)
+    arguments = ["height, count, held"]
+    arguments += [f"at({_place(name)}), {name}_row" for name in strided.epilogue.results]
     for each in strided.epilogue.operands:
         column = f"at({each.name}, g * {each.name}_group + column)"
-        kinds = {"full": place(each.name), "column": column, "scalar": each.name}
-        arguments.append(kinds[each.kind])
+        kinds = {"full": f"at({_place(each.name)}), {each.name}_row", "column": column}
+        arguments.append(kinds.get(each.kind, each.name))
     return _widths(strided.stores, ",\n    ".join(arguments))
 
 
