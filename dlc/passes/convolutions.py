@@ -332,7 +332,7 @@ def _parts(node: Node, x: Node, g: Node) -> int:
     read += bounds(g.tensor_type.count)[1]
     if weights <= SMALL:
         return PARTS
-    return 2 if weights * 8 <= read else 1
+    return 2 if weights * 3 <= read else 1
 
 
 def _by_phases(node: Node, g: Node, weights: Weights) -> Node:

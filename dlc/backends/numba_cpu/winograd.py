@@ -31,6 +31,8 @@ LINE = 64
 #: The longest chain of multiply-adds. The transforms amplify the rounding of the products, and this
 #: halves it for a few percent of time.
 CHAIN = 64
+#: What it costs to transform an element of a tile, and to read a weight from memory.
+TRANSFORM, READ = 5, 4
 #: Tiles of a block: two register tiles of the widest level.
 BLOCK = 28
 
@@ -163,22 +165,36 @@ def _body(winograd: Winograd) -> str:
         pieces = div(size + {winograd.product.rows - 1}, {winograd.product.rows})
         low = begin - b * parts if begin > b * parts else 0
         high = end - b * parts if end < (b + 1) * parts else parts
-        for part in range(low, high):
+        for part in range(first_part + low, first_part + high):
 {_multiplied(winograd)}
 {_stored(winograd)}
 """
 
 
 def _shares(winograd: Winograd) -> str:
-    """What this thread does: its blocks, from `first` to `last`, and its memory."""
+    """What this thread does: its blocks, from `first` to `last`, its parts, and its memory."""
     tile = winograd.product
     return f"""\
     tiles = images * tall * wide
     blocks = div(tiles + block - 1, block)
     parts = div(columns + {tile.columns - 1}, {tile.columns})
-    # Threads that cannot share the parts evenly share the tiles: a multiple of them in blocks.
-    if mod(parts, threads) != 0:
-        blocks = div(blocks + threads - 1, threads) * threads
+    # Threads lie in a grid: `across` of them share the parts, so that each reads fewer weights but
+    # transforms more tiles.
+    across = i64(1)
+    least = div(tiles * {TRANSFORM}, threads) + columns * {READ}
+    for count in range(2, threads + 1):
+        if mod(threads, count) == 0 and count <= parts:
+            cost = div(tiles * count * {TRANSFORM}, threads) + div(columns * {READ}, count)
+            if cost < least:
+                least = cost
+                across = count
+    down = div(threads, across)
+    place = mod(thread, across)
+    first_part = div(parts * place, across)
+    parts = div(parts * (place + 1), across) - first_part
+    # Those that cannot share their parts evenly share the tiles: a multiple of them in blocks.
+    if mod(parts, down) != 0:
+        blocks = div(blocks + down - 1, down) * down
         blocks = blocks if blocks < tiles else tiles
     w_point = div(columns + {PANEL - 1}, {PANEL}) * depth * {PANEL}
     chains = div(depth + {CHAIN - 1}, {CHAIN}) if depth > 0 else 1
@@ -191,8 +207,9 @@ def _shares(winograd: Winograd) -> str:
         v_rows[i] = i * v_row
         p_rows[i] = i * {tile.columns}
     # Units of work: a block of tiles and a part of the columns; blocks are of equal size.
-    begin = div(blocks * parts * thread, threads)
-    end = div(blocks * parts * (thread + 1), threads)
+    row = div(thread, across)
+    begin = div(blocks * parts * row, down)
+    end = div(blocks * parts * (row + 1), down)
     first = div(begin, parts)
     last = div(end + parts - 1, parts) if begin < end else first"""
 
