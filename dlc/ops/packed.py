@@ -382,17 +382,25 @@ conv2d_depthwise = OpDef(
 
 
 # Matrix product whose right side is packed as it is read
-def _matmul_direct_type(a: TensorType, b: TensorType, *, turned: bool) -> TensorType:
+def _matmul_direct_type(a: TensorType, b: TensorType, *, turned: bool, parts: int) -> TensorType:
     if a.ndim < 2 or a.ndim != b.ndim:
         shapes = f"{shape_text(a.shape)} and {shape_text(b.shape)}"
         raise ShapeError(f"expects matrices (M, K) and (K, N), or batches of them, got {shapes}")
     columns = b.shape[-2 if turned else -1]
     inner = (columns, a.shape[-1]) if turned else (a.shape[-1], columns)
     expect_shape(b, (*a.shape[:-2], *inner), "a right side")
-    return tensor(a.dtype, (*a.shape[:-1], columns))
+    if parts == 1:
+        return tensor(a.dtype, (*a.shape[:-1], columns))
+    if turned or a.ndim > 2 or a.shape[-1] % parts != 0:
+        shape = shape_text(a.shape)
+        raise ShapeError(f"expects a matrix (M, K) whose K is {parts} equal parts, got {shape}")
+    return tensor(a.dtype, (parts, *a.shape[:-1], columns))
 
 
-def _matmul_direct_ref(a: Array, b: Array, *, turned: bool) -> Array:
+def _matmul_direct_ref(a: Array, b: Array, *, turned: bool, parts: int) -> Array:
+    if parts > 1:
+        pairs = zip(np.split(a, parts, axis=1), np.split(b, parts), strict=True)
+        return np.stack([np.matmul(np.ascontiguousarray(x), w) for x, w in pairs])
     y: Array = np.matmul(a, np.ascontiguousarray(b.swapaxes(-1, -2)) if turned else b)
     return y
 
@@ -406,22 +414,25 @@ matmul_direct = OpDef(
     ref=_matmul_direct_ref,
     doc=(
         "matrix product [B,] M, K by [B,] K, N, both known only in a call; where `turned`, the "
-        "right side lies as its transpose, [B,] N, K"
+        "right side lies as its transpose, [B,] N, K; of two matrices also as the products of "
+        "`parts` pieces of K, whose sum it is"
     ),
     no_grad=NO_GRADIENT,
-    flops=lambda y, a, b, **attrs: 2 * y.count * a.shape[-1],
+    flops=lambda y, a, b, parts, **attrs: 2 * y.count * (a.shape[-1] // parts),
     samples=lambda rng: [
-        Sample((rng.normal(size=a), rng.normal(size=b)), {"turned": turned})
-        for a, b, turned in (
-            ((6, 5), (5, 40), False),
-            ((2, 33, 70), (2, 70, 37), False),
-            ((6, 5), (40, 5), True),
-            ((2, 33, 70), (2, 71, 70), True),
+        Sample((rng.normal(size=a), rng.normal(size=b)), {"turned": turned, "parts": parts})
+        for a, b, turned, parts in (
+            ((6, 5), (5, 40), False, 1),
+            ((2, 33, 70), (2, 70, 37), False, 1),
+            ((6, 5), (40, 5), True, 1),
+            ((2, 33, 70), (2, 71, 70), True, 1),
+            ((17, 12), (12, 40), False, 3),
         )
     ],
     errors=lambda: [
-        *_flat_error("expects matrices", 2, turned=False)(),
-        _mismatch((6, 5), (4, 3), "expects a right side (5, 3), got (4, 3)", turned=False),
+        *_flat_error("expects matrices", 2, turned=False, parts=1)(),
+        _mismatch((6, 5), (4, 3), "expects a right side (5, 3), got (4, 3)", turned=False, parts=1),
+        _mismatch((6, 5), (5, 3), "whose K is 2 equal parts", turned=False, parts=2),
     ],
 )
 

@@ -18,6 +18,8 @@ from dlc.ir.sizes import Size, bounds, product
 from dlc.passes.convolutions import Convolutions
 from dlc.passes.decompose import DECOMPOSED
 
+#: Pieces of a matrix that threads share by its rows.
+PARTS = 2
 #: Rows of a product up to which a right side that changes is packed panel by panel, as the product
 #: goes: of more, several blocks read each panel.
 FEW_ROWS = 512
@@ -93,10 +95,22 @@ class _Products:
         if given or not self.is_prepared(b):
             turned = _transposed(b)
             if turned is None:
-                return apply("matmul_direct", a, b, turned=False)
+                return _by_parts(a, b)
             if bounds(a.shape[-2])[1] <= FEW_ROWS:
-                return apply("matmul_direct", a, turned, turned=True)
+                return apply("matmul_direct", a, turned, turned=True, parts=1)
         return apply("matmul_packed", a, apply("pack_matrix", b), columns=b.shape[-1])
+
+
+def _by_parts(a: Node, b: Node) -> Node:
+    """A product by a matrix with many more rows than the other: of pieces of the matrix, so that
+    its rows stay with the threads that compute the outputs and the gradient of a linear layer.
+    """
+    rows, depth = bounds(a.shape[-2])[1], b.shape[-2]
+    many = isinstance(depth, int) and depth % PARTS == 0 and 2 * PARTS * rows <= depth
+    if a.ndim > 2 or not many or b.op.name != "parameter":
+        return apply("matmul_direct", a, b, turned=False, parts=1)
+    made = apply("matmul_direct", a, b, turned=False, parts=PARTS)
+    return apply("sum", made, axes=(0,), keepdims=False)
 
 
 def _flat(x: Node, batch: tuple[Size, ...]) -> Node:

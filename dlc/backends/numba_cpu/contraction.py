@@ -331,18 +331,19 @@ def _matmul_direct(
     group: Group, layouts: Layouts, isa: Isa, epilogue: Epilogue, operands: Operands
 ) -> tuple[Kernel, Sizes, Size]:
     node = group.anchor
-    a, _ = node.inputs
-    depth, columns = a.shape[-1], node.shape[-1]
-    batch = a.shape[0] if a.ndim == 3 else 1
+    (a, _), parts = node.inputs, node.attrs["parts"]
+    rows, columns, whole = a.shape[-2], node.shape[-1], a.shape[-1]
+    depth = whole // parts if parts > 1 else whole
+    batch = a.shape[0] if a.ndim == 3 else parts
     inner = (1, depth) if node.attrs["turned"] else (columns, 1)
-    strides = (as_size(depth) * columns, *inner)
     sizes = matmul_sizes(
         epilogue,
-        rows=a.shape[-2],
+        rows=rows,
         columns=columns,
         depth=depth,
         batch=batch,
-        w_strides=strides,
+        x_strides=(depth if parts > 1 else as_size(rows) * depth, whole),
+        w_strides=(as_size(depth) * columns, *inner),
     )
     sizes["share"] = scratch_elements(depth)
     vectors = tile_vectors(isa, node.dtype, columns)
