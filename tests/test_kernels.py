@@ -14,7 +14,7 @@ from helpers.three_ways import Program
 
 import dlc
 from dlc.backends.native.isa import host, runnable
-from dlc.backends.numba_cpu.reduce import BLOCK, LANES, RUN, WIDTH
+from dlc.backends.numba_cpu.reduce import BLOCK, LANES, RUN, SHORT, WIDTH
 from dlc.ir.pattern import op
 
 N, M, K = (dlc.Dim(name, 0, 5000) for name in "nmk")
@@ -320,6 +320,22 @@ def test_bits_of_sums_are_those_of_every_level(name):
     first, *others = (case.program.run(arrays, isa=isa)[0][0] for isa in runnable())
     for other in others:
         np.testing.assert_array_equal(first, other)
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 6, SHORT, SHORT + 1])
+def test_few_elements_are_combined_as_an_unknown_number_of_them_is(count, rng):
+    def reductions(x):
+        kept = op.sum(x, axes=(0,), keepdims=False)
+        return kept * 2.0, op.mean(x, axes=(0,)), op.amax(x, axes=(0,)), op.prod(x, axes=(0,))
+
+    x = rng.normal(size=(count, WIDTH + 3)).astype("float32")
+    x[-1, :2] = np.nan, -0.0
+    known, unknown = (Program(reductions, spec(shape)) for shape in ((count, M), FULL))
+    results, _ = known.run({"x": x})
+    for other in (unknown.run({"x": x})[0], known.run({"x": x}, threads=3)[0]):
+        for got, want in zip(other, results, strict=True):
+            np.testing.assert_array_equal(got, want)
+    compare(known.run({"x": x}, "python")[0], known.reference({"x": x}))
 
 
 # What is special.

@@ -70,8 +70,11 @@ def updated(acc, size, products, old, values, dtype):
 
 
 def across(rng, isa, dtype, batch, rows, columns, depth, vectors=None):
-    """Run old - lr (x^T w + scale) in place and compare it element by element."""
-    strided = Strided(isa, dtype, UPDATE, vectors or strided_vectors(isa, dtype, columns))
+    """Run old - lr (x^T w + scale) in place and compare it element by element; threads share tiles,
+    or rows, with the same bits.
+    """
+    vectors = vectors or strided_vectors(isa, dtype, columns)
+    kinds = [Strided(isa, dtype, UPDATE, vectors, by_rows=by_rows) for by_rows in (False, True)]
     x = rng.standard_normal((batch, depth, rows)).astype(dtype)
     w = rng.standard_normal((batch, depth, columns)).astype(dtype)
     old = rng.standard_normal((batch, rows, columns)).astype(dtype)
@@ -79,8 +82,9 @@ def across(rng, isa, dtype, batch, rows, columns, depth, vectors=None):
     values["scale"] = rng.standard_normal(columns).astype(dtype)
     values |= across_sizes(UPDATE, rows=rows, columns=columns, depth=depth, batch=batch)
     y, check = guarded(old.shape, dtype)
-    found = results(strided, values, y, old)
+    found, by_rows = (results(strided, values, y, old) for strided in kinds)
     check()
+    np.testing.assert_array_equal(found, by_rows)
     x64, w64 = x.astype(float).swapaxes(1, 2), w.astype(float)
     sizes = np.abs(x64) @ np.abs(w64)
     expected, limit = updated(x64 @ w64, sizes, depth, old.astype(float), values, dtype)
@@ -317,12 +321,13 @@ def test_source_runs_as_python(rng):
 
 def test_names_tell_kernels_apart():
     kernels = [
-        Strided(isa, dtype, epilogue, vectors, lanewise)
+        Strided(isa, dtype, epilogue, vectors, lanewise, by_rows)
         for isa in ALL_LEVELS.values()
         for dtype in ("float32", "float64")
         for epilogue in (PLAIN, UPDATE)
         for vectors in ((2,), (2, 1), (1,), (0.5,))
         for lanewise in (False, True)
+        for by_rows in (False, True)
     ]
     assert len({each.kernel.name for each in kernels}) == len(kernels)
     natives = {native for each in kernels for native in each.kernel.tiles}
@@ -397,6 +402,27 @@ def test_a_small_gradient_is_a_sum_of_parts():
     (direct,) = [g.anchor for g in made.groups if g.anchor.op.name == "conv2d_weight_direct"]
     assert direct.shape == (4, 6, 1, 5, 5)
     assert "sum+mul+sub" in labels(made)
+
+
+@pytest.mark.parametrize(("images", "size", "parts"), [(8, 28, 2), (1, 28, 1), (8, 7, 1)])
+def test_threads_keep_their_images_where_these_are_more_than_the_weight(images, size, parts):
+    """The sum of the parts, and so the weight, lies as they do."""
+    x = np.zeros((images, 64, size, size), np.float32)
+    made = step_of(nn.Sequential(nn.Conv2d(64, 128, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()), x)
+    (direct,) = [g.anchor for g in made.groups if g.anchor.op.name == "conv2d_weight_direct"]
+    assert direct.attrs["parts"] == parts
+    (weight,) = [node for node in made.graph.parameters if node.name == "0.weight"]
+    assert made.layouts[weight].order == (2, 3, 1, 0)
+    assert ("sum+mul+sub" in labels(made)) == (parts > 1)
+
+
+@pytest.mark.parametrize(("rows", "outputs", "parts"), [(8, 32, 2), (8, 31, 1), (16, 32, 1)])
+def test_threads_keep_their_rows_of_a_weight_with_many(rows, outputs, parts):
+    model = nn.Sequential(nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, outputs))
+    made = step_of(model, np.zeros((rows, 24), np.float32))
+    direct = [g.anchor for g in made.groups if g.anchor.op.name == "matmul_direct"]
+    assert [node.attrs["parts"] for node in direct if not node.attrs["turned"]] == [parts]
+    assert ("le+sum+where" in labels(made)) == (parts > 1)
 
 
 @pytest.mark.parametrize(("rows", "packed"), [(16, 0), (600, 2)])

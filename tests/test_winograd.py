@@ -178,6 +178,17 @@ def test_blocks_and_threads_do_not_change_bits(isa, m):
         np.testing.assert_array_equal(case.run(threads), expected)
 
 
+@levels
+def test_threads_that_share_many_columns_do_not_change_bits(isa):
+    """Few tiles and many weights: threads in a row, in a grid, and more of them than parts."""
+    for channels in (70, 130):
+        case = Case(np.random.default_rng(3), isa, "float32", 2, (1, 40, 7, 5), channels, block=5)
+        expected = case.run()
+        for threads in (2, 3, 4, 6, 9, 16):
+            case.agree(threads)
+            np.testing.assert_array_equal(case.run(threads), expected)
+
+
 @dtypes
 @sizes_of_tiles
 @pytest.mark.parametrize("isa", ALL_LEVELS.values(), ids=lambda isa: isa.name)

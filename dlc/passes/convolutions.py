@@ -14,7 +14,7 @@ from typing import Any
 from dlc.ir.graph import Graph, is_parametric, topological
 from dlc.ir.node import Node, apply
 from dlc.ir.op import Kind
-from dlc.ir.sizes import Size, bounds, product
+from dlc.ir.sizes import Size, bounds
 from dlc.ops.phases import Phase, phases_with, weighted
 from dlc.ops.winograd import POINTS, TAPS, tiles_along
 
@@ -46,6 +46,9 @@ GRADIENTS = frozenset(("conv2d_input_grad", "conv2d_weight_grad"))
 #: Elements up to which the gradient of a weight has too few tiles to share; it is the sum of those
 #: of several parts of the images, at most so many.
 SMALL, PARTS = 8192, 16
+#: Where what it is computed from has so many times its elements, there are two parts: threads then
+#: read their own images only, which other processors' caches do not hold.
+TIMES = 3
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
 
@@ -155,8 +158,8 @@ class Convolutions:
         """The gradient of a convolution for its weight in the form of a kernel."""
         attrs, inputs = node.attrs, x.shape[1]
         planes = attrs["groups"] == 1 and inputs <= PLANES
-        parts = min(_parts(node, x, g), bounds(x.shape[0])[1])
-        made = apply("conv2d_weight_direct", x, g, **attrs, parts=max(parts, 1), planes=planes)
+        parts = _parts(node, x, g)
+        made = apply("conv2d_weight_direct", x, g, **attrs, parts=parts, planes=planes)
         return apply("sum", made, axes=(0,), keepdims=False) if parts > 1 else made
 
     def _dense(
@@ -326,13 +329,11 @@ def _in_vectors(channels: int) -> int:
     return -(-channels // LANES) * LANES
 
 
-def _parts(node: Node, x: Node, g: Node) -> int:
-    """Into how many parts of the images the gradient of a weight is cut, at most."""
-    weights, read = (bounds(size)[1] for size in (node.tensor_type.count, product((x.tensor_type.count,))))
-    read += bounds(g.tensor_type.count)[1]
-    if weights <= SMALL:
-        return PARTS
-    return 2 if weights * 3 <= read else 1
+def _parts(weight: Node, x: Node, g: Node) -> int:
+    """Into how many parts the images are cut for the gradient of a weight."""
+    count, *read = (bounds(node.tensor_type.count)[1] for node in (weight, x, g))
+    parts = PARTS if count <= SMALL else 2 if TIMES * count <= sum(read) else 1
+    return max(1, min(parts, bounds(x.shape[0])[1]))
 
 
 def _by_phases(node: Node, g: Node, weights: Weights) -> Node:

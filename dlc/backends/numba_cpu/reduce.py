@@ -178,7 +178,7 @@ class _ReduceWriter:
         return most < FEW and bounds(self.source.tensor_type.count)[1] >= LARGE
 
     def is_short(self) -> bool:
-        """Whether each result is an expression of few elements, whose neighbours lie beside them."""
+        """Whether each result is an expression of few elements, side by side with the next."""
         few = len(self.reduced) == 1 and bounds(self.reduced[0].extent)[1] <= SHORT
         fixed = few and isinstance(self.reduced[0].extent, int)
         return fixed and self.across is not None and not self.full and not _spread(self.totals)
