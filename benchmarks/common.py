@@ -86,8 +86,8 @@ class Compared:
         Floating-point operations, two for each multiply-add.
     times : dict of str to (float, float, float)
         For each side: what counts, the fastest and the slowest turn, in seconds.
-    peak : float
-        Measured in the same turns.
+    machine : Times
+        Its peak and how long threads took to meet, in the same turns.
     target : float
         The ratio to the best other side that is to be reached; 0 where there is none.
     """
@@ -95,7 +95,7 @@ class Compared:
     name: str
     flops: int
     times: Mapping[str, tuple[float, float, float]]
-    peak: float
+    machine: Times
     target: float = 0.0
 
     @property
@@ -107,7 +107,7 @@ class Compared:
     @property
     def share(self) -> float:
         """Of the measured peak."""
-        return self.flops / self.times["dlc"][0] / self.peak
+        return self.flops / self.times["dlc"][0] / self.machine.median("flops")
 
     def row(self, sides: Sequence[str]) -> list[str]:
         """As it is printed."""
@@ -121,6 +121,7 @@ class Compared:
             f"{self.ratio:.2f} ×",
             f"{self.target:g} ×" if self.target else "",
             percent(self.share),
+            duration(self.machine.median("meeting")),
         ]
 
     def value(self) -> dict[str, Any]:
@@ -132,15 +133,16 @@ class Compared:
             "ratio": self.ratio,
             "target": self.target,
             "share": self.share,
+            "meeting": self.machine.median("meeting"),
         }
 
 
 def comparison(title: str, cases: Sequence[Compared]) -> Result:
     """A table of cases."""
     sides = list(dict.fromkeys(s for case in cases for s in case.times if s != "dlc"))
-    columns = ["case", "FLOPs", "dlc", "spread", *sides, "ratio", "target", "of peak"]
+    columns = ["case", "FLOPs", "dlc", "spread", *sides, "ratio", "target", "of peak", "to meet"]
     if cases:
-        peak = statistics.median(case.peak for case in cases)
+        peak = statistics.median(case.machine.median("flops") for case in cases)
         title = f"{title}, peak {quantity(peak, 'FLOP/s')}"
     return Result(
         title, columns, [case.row(sides) for case in cases], [case.value() for case in cases]

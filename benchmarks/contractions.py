@@ -130,11 +130,10 @@ def run(options: Options) -> Result:
     """Measure every case, all of them in each turn."""
     chosen = [number for number, case in enumerate(CASES) if options.wants(case.name)]
     times = measure_all("contractions", SIDES, chosen, options)
-    peak = times["peak"].median("flops")
     cases = []
     for case in (CASES[number] for number in chosen):
         taken = {side: turns(times[side], case, options) for side in SIDES if case.has(side)}
-        cases.append(Compared(case.name, case.flops, taken, peak, case.target))
+        cases.append(Compared(case.name, case.flops, taken, times["peak"], case.target))
     return comparison(f"Contractions on {options.threads} threads", cases)
 
 

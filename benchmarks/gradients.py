@@ -76,12 +76,11 @@ def run(options: Options) -> Result:
     wanted = [any(options.wants(case.name(kind)) for kind in KINDS) for case in CASES]
     chosen = [number for number, want in enumerate(wanted) if want]
     times = measure_all("gradients", SIDES, chosen, options)
-    peak = times["peak"].median("flops")
     cases = []
     for case in (CASES[number] for number in chosen):
         for name in filter(options.wants, map(case.name, KINDS)):
             taken = {side: turns(times[side], name) for side in SIDES}
-            cases.append(Compared(name, case.flops, taken, peak, TARGET))
+            cases.append(Compared(name, case.flops, taken, times["peak"], TARGET))
     title = f"Gradients of convolutions, {IMAGES} images, on {options.threads} threads"
     return comparison(title, cases)
 

@@ -64,6 +64,6 @@ def _case(model: Model, options: Options) -> Compared:
         model.title,
         times["dlc"].info["flops"],
         {side: summary(times[side], options) for side in sides},
-        times["peak"].median("flops"),
+        times["peak"],
         model.target,
     )

@@ -46,13 +46,13 @@ if TYPE_CHECKING:
     from dlc.backends.native.isa import Isa
     from dlc.progress import Report
     from dlc.runtime.bundle import Compiled
-    from dlc.runtime.peak import Bursts, Peak
+    from dlc.runtime.peak import Bursts, Meetings, Peak
     from dlc.runtime.profile import Profile
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
 logger = logging.getLogger("dlc.driver")
 TARGETS, LEVELS = ("cpu", "reference"), ("O0", "O1", "O2")
-CLOCKS = ("dlc_stamp", "dlc_cpu_stamp")
+CLOCKS = ("dlc_stamp", "dlc_cpu_stamp", "dlc_nothing")
 
 
 def compile(
@@ -350,6 +350,13 @@ def bursts(threads: int, dtype: str = "float32") -> Bursts:
     return Bursts(Pool(_interpreter(), threads, whole_team=True), kernels)
 
 
+def meetings(pool: Pool) -> Meetings:
+    """Calls in which the threads of a pool do nothing but meet."""
+    from dlc.runtime.peak import Meetings
+
+    return Meetings(pool, _clocks().address("dlc_nothing"))
+
+
 def _profile(
     runner: Any, arrays: Sequence[Array], call: Callable[[], object], repeats: int | None
 ) -> Profile:
@@ -394,7 +401,7 @@ def _support_job(name: str) -> Job:
 
 @functools.cache
 def _clocks() -> Linked:
-    """Kernels that read clocks."""
+    """Kernels that read clocks, or do nothing."""
 
     def build() -> bytes:
         from dlc.backends.native.isa import host

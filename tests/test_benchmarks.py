@@ -26,7 +26,8 @@ from dlc.frontend.models import in_torch
 
 def case(**times):
     taken = {side: (seconds, 0.9 * seconds, 1.2 * seconds) for side, seconds in times.items()}
-    return Compared("case", 2_000_000, taken, 1e10, 1.5)
+    machine = Times(({"flops": 1e10, "meeting": 1.5e-7},), {})
+    return Compared("case", 2_000_000, taken, machine, 1.5)
 
 
 def test_ratios_are_to_the_best_of_the_others():
@@ -35,7 +36,17 @@ def test_ratios_are_to_the_best_of_the_others():
     assert compared.share == pytest.approx(0.2)
     table = str(comparison("Title", [compared]))
     assert table.startswith("Title, peak 10.0 GFLOP/s")
-    for words in ("2.00 MFLOP", "1.00 ms", "30 %", "4.00 ms", "3.00 ms", "3.00 ×", "1.5 ×", "20 %"):
+    for words in (
+        "2.00 MFLOP",
+        "1.00 ms",
+        "30 %",
+        "4.00 ms",
+        "3.00 ms",
+        "3.00 ×",
+        "1.5 ×",
+        "20 %",
+        "150 ns",
+    ):
         assert words in table
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import dlc
-from dlc.driver import bursts, peak
+from dlc.driver import bursts, meetings, peak
 from dlc.errors import ArgumentError, ShapeError
 from dlc.errors import IndexError as OutOfRange
 
@@ -154,6 +154,12 @@ def test_bursts_adapt_to_the_machine():
             rate = measuring.run()
         assert 0 < rate <= measuring.fastest
         assert pool.threads == 2
+
+
+def test_threads_that_do_nothing_meet_in_less_than_a_call():
+    with contextlib.closing(bursts(2).pool) as pool:
+        between = meetings(pool)
+        assert 1e-9 < min(between.run() for _ in range(20)) < 1e-4
 
 
 def test_a_peak_of_unknown_type():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from argparse import Namespace
 from collections.abc import Mapping
 from typing import Any
@@ -74,13 +75,18 @@ def torch(
 
 
 def peak(threads: int, dtype: str = "float32") -> Subject:
-    """The machine's peak: the fastest burst of each turn, in ``flops`` a second."""
-    from dlc.driver import bursts
+    """The machine's peak: the fastest burst of each turn, in ``flops`` a second; and how long the
+    threads took to meet, in ``meeting`` seconds.
+    """
+    from dlc.driver import bursts, meetings
 
     more = bursts(threads, dtype)
+    between = meetings(more.pool)
 
     def measure(seconds: float) -> dict[str, float]:
-        return {"flops": max(more.run() for _ in range(max(5, int(seconds / 4e-3))))}
+        meeting = statistics.median(between.run() for _ in range(9))
+        flops = max(more.run() for _ in range(max(5, int(seconds / 4e-3))))
+        return {"flops": flops, "meeting": meeting}
 
     measure(0.1)
     return Subject(measure)

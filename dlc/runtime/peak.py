@@ -1,12 +1,16 @@
-"""The machine's peak: how many floating-point operations a second its cores can do at all.
+"""The machine's peak: how many floating-point operations a second its cores can do at all, and how
+long its threads take to meet.
 
-Shares of it are what profiles and benchmarks quote, so it is measured, on this machine, at this
-level of instructions, on as many threads; a number from a data sheet knows neither the clock of
-today nor the neighbours on the machine.
+Shares of the peak are what profiles and benchmarks quote, so it is measured, on this machine, at
+this level of instructions, on as many threads; a number from a data sheet knows neither the clock
+of today nor the neighbours on the machine. Nor does it know which cache a virtual machine's
+processors share today: threads that share none meet several times as slowly, and read as slowly
+what others wrote.
 """
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,13 +19,14 @@ from dlc.runtime import frame
 from dlc.runtime.loader import Linked
 from dlc.runtime.pool import Pool
 
-__all__ = ["Bursts", "Peak", "PeakKernels", "measure"]
+__all__ = ["Bursts", "Meetings", "Peak", "PeakKernels", "measure"]
 
 BURST = (
     2e-3  # seconds of one call: many times a wake-up, and short against a slice of the scheduler
 )
 BURSTS = 25  # of which the first few find out how many rounds a burst has
 FIRST_ROUNDS = 1000
+MEETINGS = 1000  # of one call: together many times as long as its way there and back
 RESULT_WORDS = 8  # for each thread
 ARGUMENTS = frame.HEADER_WORDS + 3 * frame.STEP_WORDS
 
@@ -137,3 +142,33 @@ class Bursts:
             step = frame.HEADER_WORDS + frame.STEP_WORDS * number
             words[step + frame.STEP_KERNEL] = kernel
             words[step + frame.STEP_ARGUMENTS] = address + 8 * (ARGUMENTS + argument)
+
+
+class Meetings:
+    """Calls of many steps that do nothing, behind each of which all threads meet.
+
+    Parameters
+    ----------
+    pool : Pool
+        One whose calls wait for the whole team (`whole_team`).
+    nothing : int
+        The address of the step.
+    """
+
+    def __init__(self, pool: Pool, nothing: int) -> None:
+        self.pool = pool
+        self._words = np.zeros(frame.HEADER_WORDS + MEETINGS * frame.STEP_WORDS, np.int64)
+        address = int(self._words.ctypes.data)
+        self._words[frame.STEP_COUNT] = MEETINGS
+        self._words[frame.STEPS] = address + 8 * frame.HEADER_WORDS
+        self._words[frame.THREADS] = pool.threads
+        steps = self._words[frame.HEADER_WORDS :].reshape(MEETINGS, frame.STEP_WORDS)
+        steps[:, frame.STEP_KERNEL] = nothing
+        steps[:, frame.STEP_ARGUMENTS] = address
+        steps[:, frame.STEP_FLAGS] = frame.flags(barrier=True)
+
+    def run(self) -> float:
+        """One call; seconds for each meeting."""
+        start = time.perf_counter()
+        self.pool.call(int(self._words.ctypes.data))
+        return (time.perf_counter() - start) / MEETINGS

@@ -1,4 +1,5 @@
-"""Kernels that measure: the clock between two steps, and the multiply-adds that a core can do.
+"""Kernels that measure: the clock between two steps, the multiply-adds that a core can do, and what
+lies between two steps.
 
 They are kernels like any other, built by the same path and run by the same interpreter, so that
 what they measure is what a model's kernels meet.
@@ -28,8 +29,10 @@ PEAK = {"float32": "dlc_peak_float32", "float64": "dlc_peak_float64"}
 
 
 def clocks(isa: Isa) -> bytes:
-    """The object of two steps that write down when they run: `dlc_stamp` and `dlc_cpu_stamp`."""
-    return program([dlc_stamp, dlc_cpu_stamp], isa, ("clock_gettime",))
+    """The object of two steps that write down when they run, `dlc_stamp` and `dlc_cpu_stamp`, and
+    of one that does not even that, `dlc_nothing`.
+    """
+    return program([dlc_stamp, dlc_cpu_stamp, dlc_nothing], isa, ("clock_gettime",))
 
 
 def dlc_stamp(arguments: Words, thread: int, threads: int) -> int:
@@ -44,6 +47,11 @@ def dlc_cpu_stamp(arguments: Words, thread: int, threads: int) -> int:
     """Every thread puts the processor time that it has had into its place of a row."""
     times = pointer(arguments[0])
     times[thread] = nanoseconds(CLOCK_THREAD_CPUTIME)
+    return 0
+
+
+def dlc_nothing(arguments: Words, thread: int, threads: int) -> int:
+    """Every thread goes on at once, to meet the others."""
     return 0
 
 
