@@ -6,7 +6,7 @@ are known only when a kernel runs, so that a case is compiled once for each leve
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import pytest
@@ -323,19 +323,54 @@ def test_bits_of_sums_are_those_of_every_level(name):
 
 
 @pytest.mark.parametrize("count", [1, 3, 4, 6, SHORT, SHORT + 1])
-def test_few_elements_are_combined_as_an_unknown_number_of_them_is(count, rng):
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_few_elements_are_combined_as_an_unknown_number_of_them_is(count, dtype, rng):
     def reductions(x):
         kept = op.sum(x, axes=(0,), keepdims=False)
         return kept * 2.0, op.mean(x, axes=(0,)), op.amax(x, axes=(0,)), op.prod(x, axes=(0,))
 
+    def rounded(x):
+        """Sums of float32 in a kernel of float64."""
+        return op.cast(op.sum(x, axes=(0,)), dtype="float64") * 3.0, op.mean(x, axes=(0,))
+
+    compute = {"float32": reductions, "float64": rounded}[dtype]
     x = rng.normal(size=(count, WIDTH + 3)).astype("float32")
     x[-1, :2] = np.nan, -0.0
-    known, unknown = (Program(reductions, spec(shape)) for shape in ((count, M), FULL))
+    known, unknown = (Program(compute, spec(shape)) for shape in ((count, M), FULL))
     results, _ = known.run({"x": x})
     for other in (unknown.run({"x": x})[0], known.run({"x": x}, threads=3)[0]):
         for got, want in zip(other, results, strict=True):
             np.testing.assert_array_equal(got, want)
-    compare(known.run({"x": x}, "python")[0], known.reference({"x": x}))
+    both = known.run({"x": x}, "python")[0], known.reference({"x": x})
+    compare(*([each.astype("float32") for each in found] for found in both))
+
+
+# Element types.
+
+
+def test_what_is_float64_in_between_only_keeps_its_digits():
+    """Between integers, flags and float32, in one kernel: literals are float64 too."""
+    x = np.array([0, 1, 3])
+    double, single = (partial(op.cast, dtype=dtype) for dtype in ("float64", "float32"))
+
+    def scaled(x):
+        return op.cast(double(x) * 16777217.0, dtype="int64")
+
+    def apart(x):
+        return single(double(x) - 0.1), single(double(x) + -0.1)
+
+    def reduced(x):
+        found = (getattr(op, name)(double(x), axes=(0,)) for name in ("sum", "amax", "prod"))
+        return [single(each * 0.1) for each in found]
+
+    np.testing.assert_array_equal(dlc.jit(scaled)(x), x * 16777217)
+    for found in dlc.jit(apart)(np.float32([0.1])):
+        np.testing.assert_array_equal(found, np.float32(np.float64(np.float32(0.1)) - 0.1))
+    for count in (3, SHORT + 1):
+        for dtype in ("bool", "uint8"):
+            ones = np.ones((count, 5), dtype)
+            for found, total in zip(dlc.jit(reduced)(ones), (count, 1, 1), strict=True):
+                np.testing.assert_array_equal(found, np.full(5, total * 0.1, "float32"))
 
 
 # What is special.

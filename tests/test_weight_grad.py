@@ -10,6 +10,7 @@ from helpers.native_kernels import LEVELS, bound, guarded, run
 from helpers.schedules import main
 
 import dlc
+from dlc import functional as F
 from dlc import nn, optim
 from dlc.backends.native import objects
 from dlc.backends.native.isa import LEVELS as ALL_LEVELS
@@ -414,6 +415,21 @@ def test_threads_keep_their_images_where_these_are_more_than_the_weight(images, 
     (weight,) = [node for node in made.graph.parameters if node.name == "0.weight"]
     assert made.layouts[weight].order == (2, 3, 1, 0)
     assert ("sum+mul+sub" in labels(made)) == (parts > 1)
+
+
+@pytest.mark.parametrize("images", [1, 2])
+@pytest.mark.parametrize("axes", [None, (0,), (3,), (2, 3), (0, 2, 3)])
+def test_sums_of_a_gradient_over_any_axes(rng, images, axes):
+    """Those of its parts lie as the weight does; those that a user takes are rows."""
+    x, w = rng.standard_normal((images, 4, 6, 6)), rng.standard_normal((5, 4, 3, 3))
+    loss = lambda w: op.sum(F.conv2d(x, w), axes=None)  # noqa: E731
+    kept, lost = (
+        dlc.jit(lambda w, keep=keep: op.sum(dlc.grad(loss)(w), axes=axes, keepdims=keep))(w)
+        for keep in (True, False)
+    )
+    whole = dlc.grad(loss)(w)
+    np.testing.assert_allclose(kept, whole.sum(axes, keepdims=True), 1e-12, 1e-12)
+    np.testing.assert_allclose(lost, whole.sum(axes), 1e-12, 1e-12)
 
 
 @pytest.mark.parametrize(("rows", "outputs", "parts"), [(8, 32, 2), (8, 31, 1), (16, 32, 1)])

@@ -46,9 +46,9 @@ GRADIENTS = frozenset(("conv2d_input_grad", "conv2d_weight_grad"))
 #: Elements up to which the gradient of a weight has too few tiles to share; it is the sum of those
 #: of several parts of the images, at most so many.
 SMALL, PARTS = 8192, 16
-#: Where what it is computed from has so many times its elements, there are two parts: threads then
-#: read their own images only, which other processors' caches do not hold.
-TIMES = 3
+#: Where what it is computed from has so many times its elements, it is the sum of so many parts:
+#: threads then read their own images only, which other processors' caches do not hold.
+TIMES, OWN_PARTS = 3, 2
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
 
@@ -332,7 +332,7 @@ def _in_vectors(channels: int) -> int:
 def _parts(weight: Node, x: Node, g: Node) -> int:
     """Into how many parts the images are cut for the gradient of a weight."""
     count, *read = (bounds(node.tensor_type.count)[1] for node in (weight, x, g))
-    parts = PARTS if count <= SMALL else 2 if TIMES * count <= sum(read) else 1
+    parts = PARTS if count <= SMALL else OWN_PARTS if TIMES * count <= sum(read) else 1
     return max(1, min(parts, bounds(x.shape[0])[1]))
 
 

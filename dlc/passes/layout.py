@@ -118,9 +118,8 @@ def _order(node: Node, orders: Mapping[Node, tuple[int, ...]]) -> tuple[int, ...
         return weight_order(node.attrs["parts"], node.attrs["planes"])
     if node.op.name == "relayout":
         return tuple(node.attrs["order"])
-    if node.op.name == "sum" and node.inputs[0].op.name == WEIGHT_GRADIENT:  # of its parts
-        parts = orders[node.inputs[0]]
-        return tuple(axis - 1 for axis in parts if axis) if node.ndim < len(parts) else rows
+    if node.op.name == "sum" and _is_parted(node.inputs[0]) and node.ndim == 4:
+        return tuple(axis - 1 for axis in orders[node.inputs[0]] if axis)
     if node.op.name in CONVOLUTIONS:
         return CHANNELS_LAST
     if node.op.name in POOL_GRADIENTS:
@@ -136,6 +135,11 @@ def _order(node: Node, orders: Mapping[Node, tuple[int, ...]]) -> tuple[int, ...
             if source.ndim == 4 and orders[source] != rows:
                 return orders[source]
     return rows
+
+
+def _is_parted(node: Node) -> bool:
+    """Whether a node is the gradient of a weight, in parts whose sum it is."""
+    return node.op.name == WEIGHT_GRADIENT and bool(node.attrs["parts"] > 1)
 
 
 def _need(

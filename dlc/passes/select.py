@@ -18,8 +18,9 @@ from dlc.ir.sizes import Size, bounds, product
 from dlc.passes.convolutions import Convolutions
 from dlc.passes.decompose import DECOMPOSED
 
-#: Pieces of a matrix that threads share by its rows.
-PARTS = 2
+#: Pieces of a matrix that threads share by its rows, where these are so many times those of the
+#: other one.
+PIECES, TIMES = 2, 4
 #: Rows of a product up to which a right side that changes is packed panel by panel, as the product
 #: goes: of more, several blocks read each panel.
 FEW_ROWS = 512
@@ -106,10 +107,10 @@ def _by_parts(a: Node, b: Node) -> Node:
     its rows stay with the threads that compute the outputs and the gradient of a linear layer.
     """
     rows, depth = bounds(a.shape[-2])[1], b.shape[-2]
-    many = isinstance(depth, int) and depth % PARTS == 0 and 2 * PARTS * rows <= depth
+    many = isinstance(depth, int) and depth % PIECES == 0 and TIMES * rows <= depth
     if a.ndim > 2 or not many or b.op.name != "parameter":
         return apply("matmul_direct", a, b, turned=False, parts=1)
-    made = apply("matmul_direct", a, b, turned=False, parts=PARTS)
+    made = apply("matmul_direct", a, b, turned=False, parts=PIECES)
     return apply("sum", made, axes=(0,), keepdims=False)
 
 

@@ -1,7 +1,8 @@
 """Updates: the new values of a parameter and of its moments, computed as its gradient is stored.
 
 The gradient itself then never reaches memory: a step reads and writes a parameter and its moments
-once, in the kernel of the contraction that makes the gradient.
+once, in the kernel of the contraction that makes the gradient. Of a gradient in parts these reach
+memory, and the kernel that sums them takes the update.
 """
 
 from __future__ import annotations

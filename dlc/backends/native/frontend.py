@@ -224,7 +224,10 @@ class _Literals(ast.NodeTransformer):
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
         match node:
-            case ast.Call(func=ast.Name(id="f64"), args=[ast.Constant()]):
+            case ast.Call(
+                func=ast.Name(id="f64"),
+                args=[ast.Constant() | ast.UnaryOp(operand=ast.Constant())],
+            ):
                 return node
             case ast.Call(func=ast.Name(id="f32"), args=[ast.Constant() as literal]):
                 return self._float32(literal)

@@ -7,6 +7,7 @@ writer       what they share: parameters, addresses, scalar expressions
 loops        pointwise groups, and movement of whatever form
 moves        movement that copies runs or transposes matrices
 reduce       reductions, several in one kernel
+totals       what reductions and windows begin with, and how two of them join
 window       pooling
 pool         gradients of pooling
 opaque       pooling's indices, scattered sums
@@ -26,5 +27,5 @@ transforms   into the form in which Winograd's algorithm multiplies, and back
 transpose    a block of a matrix transposed in registers
 vectors      what functions written in LLVM share
 
-probes       kernels that measure: the clock between two steps, and the machine's peak
+probes       kernels that measure: the clock between two steps, the machine's peak, its meetings
 """

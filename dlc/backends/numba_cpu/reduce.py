@@ -11,9 +11,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from dlc.backends.numba_cpu.loops import collapse, index_of, loop_nest, rows
+from dlc.backends.numba_cpu.totals import (
+    Total,
+    arrays_of,
+    combine,
+    has_spread,
+    local_kind,
+    reduced_axes,
+    rule_of,
+)
 from dlc.backends.numba_cpu.writer import (
     STORED,
     KernelSource,
@@ -21,13 +30,12 @@ from dlc.backends.numba_cpu.writer import (
     Var,
     Writer,
     cast,
-    float_literals,
-    integer_form,
     literal,
     loop_over,
+    typed,
 )
 from dlc.ir.node import Node
-from dlc.ir.op import Kind, Reduction
+from dlc.ir.op import Kind
 from dlc.ir.plan import Layout, align
 from dlc.ir.schedule import Group
 from dlc.ir.sizes import Size, as_size, bounds, product
@@ -58,26 +66,6 @@ def reduce_kernels(group: Group, layouts: Mapping[Node, Layout], name: str) -> l
     return [made.shares(name), _ReduceWriter(group, layouts).combined(name)]
 
 
-@dataclass(frozen=True, eq=False)
-class _Total:
-    """One reduction: its sum in the array ``held``, and of a variance also the squared distances
-    from the mean, in ``away``.
-    """
-
-    node: Node
-    held: str
-    away: str = ""
-
-    @property
-    def arrays(self) -> tuple[str, ...]:
-        return (self.held, self.away) if self.away else (self.held,)
-
-    @property
-    def dtype(self) -> str:
-        """Element type in which it accumulates."""
-        return self.node.inputs[0].dtype if _rule(self.node).position else self.node.dtype
-
-
 class _ReduceWriter:
     """One kernel: rows of kept elements; for each the reductions in turn, then what is computed
     from them.
@@ -89,7 +77,7 @@ class _ReduceWriter:
         self.axes = reduced_axes(group.anchor)
         self.reductions = [node for node in group.inside if node.op.kind is Kind.REDUCE]
         self.full = [n for n in group.outputs if n.shape == self.source.shape]
-        position = any(_rule(node).position for node in self.reductions)
+        position = any(rule_of(node).position for node in self.reductions)
         loops = self._loops(position)
         self.kept = [loop for loop in loops if not self._is_reduced(loop)]
         self.reduced = [loop for loop in loops if self._is_reduced(loop)]
@@ -132,22 +120,22 @@ class _ReduceWriter:
                 return self.layouts[node].order
         return range(self.source.ndim)
 
-    def _totals(self) -> list[_Total]:
+    def _totals(self) -> list[Total]:
         """A total for each reduction; the mean of what a variance is taken of shares its sum."""
-        centred = {n.inputs[0]: n for n in self.reductions if _rule(n).centred}
-        made: dict[Node, _Total] = {}
+        centred = {n.inputs[0]: n for n in self.reductions if rule_of(n).centred}
+        made: dict[Node, Total] = {}
         for i, node in enumerate(self.reductions):
-            if _rule(node).centred:
-                made[node] = _Total(node, f"sum{i}", f"away{i}")
+            if rule_of(node).centred:
+                made[node] = Total(node, f"sum{i}", f"away{i}")
         for i, node in enumerate(self.reductions):
             spread = centred.get(node.inputs[0])
             if node not in made and spread is not None and node.op.name in ("sum", "mean"):
-                made[node] = _Total(node, made[spread].held)
+                made[node] = Total(node, made[spread].held)
             elif node not in made:
-                made[node] = _Total(node, f"r{i}")
+                made[node] = Total(node, f"r{i}")
         return [made[node] for node in self.reductions]
 
-    def _waves(self) -> list[list[_Total]]:
+    def _waves(self) -> list[list[Total]]:
         """Reductions that do not need each other share their walk."""
         depth: dict[Node, int] = {}
         for node in self.group.inside:
@@ -171,7 +159,7 @@ class _ReduceWriter:
 
     def is_split(self) -> bool:
         """Whether threads share the elements of each result."""
-        whole = any(_rule(node).position for node in self.reductions) or len(self._waves()) > 1
+        whole = any(rule_of(node).position for node in self.reductions) or len(self._waves()) > 1
         if whole or self.full or bounds(as_size(self.blocks))[1] <= SHARE:
             return False
         most = bounds(product(loop.extent for loop in self._outer()))[1]
@@ -181,7 +169,7 @@ class _ReduceWriter:
         """Whether each result is an expression of few elements, side by side with the next."""
         few = len(self.reduced) == 1 and bounds(self.reduced[0].extent)[1] <= SHORT
         fixed = few and isinstance(self.reduced[0].extent, int)
-        return fixed and self.across is not None and not self.full and not _spread(self.totals)
+        return fixed and self.across is not None and not self.full and not has_spread(self.totals)
 
     def _outer(self) -> list[Loop]:
         chunks = [] if self.across is None else [self._chunks(self.across)]
@@ -199,7 +187,7 @@ class _ReduceWriter:
         with rows(self.writer, self._outer()):
             self._width()
             for wave in self._waves():
-                if _rule(wave[0].node).position:
+                if rule_of(wave[0].node).position:
                     self._winner(wave[0])
                     continue
                 self.writer.line("count = 0")
@@ -218,13 +206,15 @@ class _ReduceWriter:
                 for total in (total for wave in self._waves() for total in wave):
                     moved = [self._moved(loop.var, k) for k in range(bounds(loop.extent)[1])]
                     values = [self._element(total, index) for index in moved]
-                    text = _neutral(total)
+                    held, start = total.held, self._start(total)
+                    writer.line(f"{held} = {start}")
                     while values:
                         many = NEAR if len(values) >= NEAR else 1
                         near, values = values[:many], values[many:]
-                        text = f"({combine(total.node, text, self._paired(total, near))})"
-                    writer.line(f"{total.held} = {combine(total.node, _neutral(total), text)}")
-                    writer.own[total.node] = self._finished(total, total.held)
+                        joined = combine(total.node, held, self._paired(total, near))
+                        writer.line(f"{held} = {joined}")
+                    writer.line(f"{held} = {combine(total.node, start, held)}")
+                    writer.own[total.node] = self._finished(total, held)
                 self._store_kept()
         return writer.finish(name)
 
@@ -241,9 +231,9 @@ class _ReduceWriter:
             self._sum(wave, f"part * {SHARE}", "last")
             self._gather(wave)
             with self._lanes():
-                for array in _arrays(wave):
+                for array in arrays_of(wave):
                     writer.line(f"{self._share(wave, array, 'row')} = {array}t[{self.lane}]")
-            if _spread(wave):
+            if has_spread(wave):
                 writer.line(f"{self._share(wave, 'elements', 'row')} = i64(counted)")
         return self._with_scratch(writer.finish(name), wave, barrier=True)
 
@@ -259,9 +249,9 @@ class _ReduceWriter:
             with writer.block(f"for part in range({parts}):"):
                 writer.line("at_part = slot + part")
                 with self._lanes():
-                    for array in _arrays(wave):
+                    for array in arrays_of(wave):
                         writer.line(f"{array}[{self.lane}] = {self._share(wave, array, 'at_part')}")
-                if _spread(wave):
+                if has_spread(wave):
                     writer.line(f"number = {self._share(wave, 'elements', 'at_part')}")
                 self._push(wave)
             self._gather(wave)
@@ -270,13 +260,13 @@ class _ReduceWriter:
         return self._with_scratch(writer.finish(name), wave)
 
     # Memory between the two.
-    def _shared(self, wave: Sequence[_Total]) -> dict[str, tuple[str, int]]:
+    def _shared(self, wave: Sequence[Total]) -> dict[str, tuple[str, int]]:
         """Element type and elements of a slot for each array of totals."""
         width = WIDTH if self.across is not None else 1
         arrays = {a: (STORED.get(t.dtype, t.dtype), width) for t in wave for a in t.arrays}
-        return arrays | ({"elements": ("int64", 1)} if _spread(wave) else {})
+        return arrays | ({"elements": ("int64", 1)} if has_spread(wave) else {})
 
-    def _share(self, wave: Sequence[_Total], array: str, slot: str) -> str:
+    def _share(self, wave: Sequence[Total], array: str, slot: str) -> str:
         """Where an array lies in a slot of the scratch memory."""
         slots = bounds(product(loop.extent for loop in self._outer()) * self.parts)[1]
         start = 0
@@ -290,7 +280,7 @@ class _ReduceWriter:
         return f"s_{name}[{first} + ({slot}){lane}]"
 
     def _with_scratch(
-        self, kernel: KernelSource, wave: Sequence[_Total], barrier: bool = False
+        self, kernel: KernelSource, wave: Sequence[Total], barrier: bool = False
     ) -> KernelSource:
         slots = bounds(product(loop.extent for loop in self._outer()) * self.parts)[1]
         shared = self._shared(wave).values()
@@ -301,17 +291,17 @@ class _ReduceWriter:
     # Local variables.
     def _locals(self) -> None:
         width, part = (WIDTH, WIDTH) if self.across is not None else (1, LANES)
-        totals = [t for t in self.totals if not _rule(t.node).position]
-        for array, kind in {a: _local_kind(t.dtype) for t in totals for a in t.arrays}.items():
+        totals = [t for t in self.totals if not rule_of(t.node).position]
+        for array, kind in {a: local_kind(t.dtype) for t in totals for a in t.arrays}.items():
             self.writer.line(f"{array} = local({part}, {kind})")
             self.writer.line(f"{array}t = local({width}, {kind})")
             self.writer.line(f"{array}s = local({LEVELS * width}, {kind})")
         for i, t in enumerate(totals):
-            kind = _local_kind(t.dtype)
+            kind = local_kind(t.dtype)
             self.writer.line(f"own{i} = local({width}, {kind})")
             if t.away:
                 self.writer.line(f"{t.away}m = local({width}, {kind})")
-        if _spread(totals):
+        if has_spread(totals):
             self.writer.line(f"numbers = local({LEVELS}, i64)")
 
     def _width(self) -> None:
@@ -320,12 +310,13 @@ class _ReduceWriter:
             self.writer.line(f"width = {self.writer.size(self.across.extent)} - base")
             self.writer.line(f"width = width if width < {WIDTH} else {WIDTH}")
 
-    def _element(self, total: _Total, index: Sequence[Size] | None = None) -> str:
-        source = total.node.inputs[0]
-        return cast(self.writer.value(source, index or self.index), source.dtype, total.dtype)
+    def _element(self, total: Total, index: Sequence[Size] | None = None) -> str:
+        source, writer = total.node.inputs[0], self.writer
+        value = writer.value(source, index or self.index)
+        return cast(value, source.dtype, total.dtype, writer.mixed)
 
     # Sums of blocks.
-    def _sum(self, wave: Sequence[_Total], first: str, last: str) -> None:
+    def _sum(self, wave: Sequence[Total], first: str, last: str) -> None:
         """Push the totals of blocks ``first`` to ``last``."""
         writer = self.writer
         if not self.reduced:
@@ -356,7 +347,7 @@ class _ReduceWriter:
             self._block(wave)
             self._push(wave)
 
-    def _block(self, wave: Sequence[_Total]) -> None:
+    def _block(self, wave: Sequence[Total]) -> None:
         """The totals of the block from ``begin`` to ``stop``; of a variance, its mean first."""
         walk = self._columns if self.across is not None else self._line
         own = {t.held: t for t in wave if t.away} | {t.held: t for t in wave if not t.away}
@@ -371,20 +362,20 @@ class _ReduceWriter:
                 self.writer.line(f"{t.away}m[{self.lane}] = {t.held}[{self.lane}] / {number}")
         walk({t.away: (t, self._distance) for t in spread})
 
-    def _distance(self, total: _Total, index: Sequence[Size] | None = None) -> str:
+    def _distance(self, total: Total, index: Sequence[Size] | None = None) -> str:
         """The squared distance of an element from the mean of its block."""
         writer, name = self.writer, self.writer.fresh()
         writer.line(f"{name} = {self._element(total, index)} - {total.away}m[{self.lane}]")
         return f"{name} * {name}"
 
-    def _line(self, sums: Mapping[str, tuple[_Total, Callable[..., str]]]) -> None:
+    def _line(self, sums: Mapping[str, tuple[Total, Callable[..., str]]]) -> None:
         """A block along the fastest dimension, into lanes, and these into the first of them."""
         writer = self.writer
         var = self.reduced[-1].var.name if self.reduced else "unused"
         writer.line(f"whole = begin + div(stop - begin, {LANES}) * {LANES}")
         with writer.block(f"for lane in range({LANES}):"):
             for array, (total, _) in sums.items():
-                writer.line(f"{array}[lane] = {_neutral(total)}")
+                writer.line(f"{array}[lane] = {total.neutral}")
         with (
             writer.block(f"for k in range(begin, whole, {LANES}):"),
             writer.block(f"for lane in range({LANES}):"),
@@ -402,17 +393,17 @@ class _ReduceWriter:
                     writer.line(f"{array}[lane] = {joined}")
             half //= 2
 
-    def _add(self, sums: Mapping[str, tuple[_Total, Callable[..., str]]]) -> None:
+    def _add(self, sums: Mapping[str, tuple[Total, Callable[..., str]]]) -> None:
         for array, (total, element) in sums.items():
             joined = combine(total.node, f"{array}[lane]", element(total))
             self.writer.line(f"{array}[lane] = {joined}")
 
-    def _columns(self, sums: Mapping[str, tuple[_Total, Callable[..., str]]]) -> None:
+    def _columns(self, sums: Mapping[str, tuple[Total, Callable[..., str]]]) -> None:
         """A block across the fastest dimension: 4 elements of each column at a time."""
         writer = self.writer
         with self._lanes():
             for array, (total, _) in sums.items():
-                writer.line(f"{array}[lane] = {_neutral(total)}")
+                writer.line(f"{array}[lane] = {total.neutral}")
         if not self.reduced:
             with self._lanes():
                 self._add(sums)
@@ -436,16 +427,20 @@ class _ReduceWriter:
         """The index with another variable, or a number, in the place of one."""
         return tuple(as_size(to) if i == as_size(var) else i for i in self.index)
 
-    def _paired(self, total: _Total, values: list[str]) -> str:
+    def _start(self, total: Total) -> str:
+        """The neutral element, of the type of what it meets."""
+        return typed(total.neutral, total.dtype) if self.writer.mixed else total.neutral
+
+    def _paired(self, total: Total, values: list[str]) -> str:
         while len(values) > 1:
             halves = zip(values[::2], values[1::2], strict=True)
             values = [f"({combine(total.node, a, b)})" for a, b in halves]
         return values[0]
 
     # Blocks, pairwise.
-    def _push(self, wave: Sequence[_Total]) -> None:
+    def _push(self, wave: Sequence[Total]) -> None:
         """Carry the totals of a block into the stack of them, as a binary counter does."""
-        writer, arrays = self.writer, _arrays(wave)
+        writer, arrays = self.writer, arrays_of(wave)
         writer.line("level = 0")
         writer.line("carry = count")
         with writer.block("while mod(carry, 2) == 1:"):
@@ -455,17 +450,17 @@ class _ReduceWriter:
         with self._lanes():
             for array in arrays:
                 writer.line(f"{array}s[{self.place}] = {array}[{self.lane}]")
-        if _spread(wave):
+        if has_spread(wave):
             writer.line("numbers[level] = i64(number)")
         writer.line("count += 1")
 
-    def _gather(self, wave: Sequence[_Total]) -> None:
+    def _gather(self, wave: Sequence[Total]) -> None:
         """The totals of the stack."""
         writer = self.writer
         with self._lanes():
             for total in wave:
                 for array in total.arrays:
-                    writer.line(f"{array}t[{self.lane}] = {_neutral(total)}")
+                    writer.line(f"{array}t[{self.lane}] = {total.neutral}")
         writer.line("counted = 0")
         writer.line("level = 0")
         with writer.block("while count > 0:"):
@@ -474,12 +469,12 @@ class _ReduceWriter:
             writer.line("level += 1")
             writer.line("count = div(count, 2)")
 
-    def _join(self, wave: Sequence[_Total], before: str, behind: str, at: Text) -> None:
+    def _join(self, wave: Sequence[Total], before: str, behind: str, at: Text) -> None:
         """Combine what lies in the stack at ``level`` with what is ``at`` its right; squared
         distances by Chan, Golub and LeVeque, 1979.
         """
         writer, held = self.writer, {t.held: t for t in wave}
-        if _spread(wave):
+        if has_spread(wave):
             dtype = next(t.dtype for t in wave if t.away)
             writer.line(f"left = {cast(before, 'int64', dtype)}")
             writer.line(f"right = {cast(behind, 'int64', dtype)}")
@@ -495,10 +490,10 @@ class _ReduceWriter:
             for array, total in held.items():
                 joined = combine(total.node, f"{array}s[{self.place}]", at(array))
                 writer.line(f"{at(array)} = {joined}")
-        if _spread(wave):
+        if has_spread(wave):
             writer.line(f"{behind} = {before} + {behind}")
 
-    def _finish(self, wave: Sequence[_Total]) -> None:
+    def _finish(self, wave: Sequence[Total]) -> None:
         """What reductions are, from their totals."""
         with self._lanes():
             for total in wave:
@@ -507,16 +502,16 @@ class _ReduceWriter:
                 self.writer.line(f"{own} = {self._finished(total, held)}")
                 self.writer.own[total.node] = own
 
-    def _finished(self, total: _Total, held: str) -> str:
+    def _finished(self, total: Total, held: str) -> str:
         """What a reduction is, from its total."""
         number = self.writer.size(product(self.source.shape[axis] for axis in self.axes))
         count = cast(f"i64({number})", "int64", total.node.dtype)
-        return _rule(total.node).finish.format(acc=held, n=count)
+        return rule_of(total.node).finish.format(acc=held, n=count)
 
     # The position of the first element that wins.
-    def _winner(self, total: _Total) -> None:
+    def _winner(self, total: Total) -> None:
         writer = self.writer
-        writer.line(f"best = {_neutral(total)}")
+        writer.line(f"best = {total.neutral}")
         writer.line(f"{total.held} = i64(0)")
         writer.line("found = 0")
         with self._nest(self.reduced):
@@ -579,55 +574,3 @@ class _ReduceWriter:
         with self.writer.block("for lane in range(width):"):
             self.writer.line(f"{self.across.var.name} = base + lane")
             yield
-
-
-def _arrays(wave: Sequence[_Total]) -> list[str]:
-    """The arrays of totals, each once."""
-    return list(dict.fromkeys(array for total in wave for array in total.arrays))
-
-
-def _spread(wave: Sequence[_Total]) -> bool:
-    """Whether one of the reductions is a variance, so that elements are counted."""
-    return any(total.away for total in wave)
-
-
-def _local_kind(dtype: str) -> str:
-    kinds = {"float32": "f32", "float64": "f64", "int64": "i64", "int32": "i32"}
-    return kinds.get(dtype, "u8")
-
-
-def _neutral(total: _Total) -> str:
-    return neutral(_rule(total.node), total.dtype)
-
-
-def reduced_axes(node: Node) -> tuple[int, ...]:
-    """The axes that a reduction removes, by number."""
-    ndim = node.inputs[0].ndim
-    axes = node.attrs.get("axes", node.attrs.get("axis"))
-    if axes is None:
-        return tuple(range(ndim))
-    return (axes,) if isinstance(axes, int) else tuple(axes)
-
-
-def _rule(node: Node) -> Reduction:
-    assert node.op.reduction is not None, node
-    return node.op.reduction
-
-
-def combine(node: Node, a: str, b: str) -> str:
-    """Source that joins two partial results of a reduction or a window."""
-    text = _rule(node).combine.format(a="_a_", b="_b_")
-    text = float_literals(text) if node.inputs[0].dtype.startswith("float") else integer_form(text)
-    return text.replace("_a_", a).replace("_b_", f"({b})")
-
-
-def neutral(rule: Reduction, dtype: str) -> str:
-    """The neutral element as source, within the range of the element type."""
-    import numpy as np
-
-    if dtype.startswith("float"):
-        return literal(rule.init, dtype)
-    if dtype == "bool":
-        return str(int(rule.init > 0))
-    info = np.iinfo(dtype)
-    return literal(min(max(rule.init, info.min), info.max), dtype)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from dlc.backends.numba_cpu.loops import index_of, loop_nest, rows
-from dlc.backends.numba_cpu.reduce import combine, neutral
+from dlc.backends.numba_cpu.totals import combine, neutral
 from dlc.backends.numba_cpu.writer import KernelSource, Loop, Var, Writer, cast, literal
 from dlc.ir.node import Node
 from dlc.ir.plan import Layout

@@ -183,7 +183,7 @@ def _shares(winograd: Winograd) -> str:
     across = i64(1)
     least = div(tiles * {TRANSFORM}, threads) + columns * {READ}
     for count in range(2, threads + 1):
-        if mod(threads, count) == 0 and count <= parts:
+        if mod(threads, count) == 0 and mod(parts, count) == 0:
             cost = div(tiles * count * {TRANSFORM}, threads) + div(columns * {READ}, count)
             if cost < least:
                 least = cost

@@ -8,7 +8,7 @@ on other sizes.
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -26,6 +26,8 @@ from dlc.ir.types import TensorType
 
 #: Element type in memory of each element type: bool is a byte.
 STORED = {"bool": "uint8"}
+#: What converts to each element type.
+TYPES = {"float32": "f32", "float64": "f64", "int64": "i64", "int32": "i32", "uint8": "u8"}
 
 
 @dataclass(frozen=True)
@@ -127,8 +129,11 @@ class Writer:
         # Sets, because `in` on a tuple compares by ==, which for tensors builds nodes.
         self.inside, self.outputs = set(self.group.inside), set(self.group.outputs)
         self.in_place = dict(self.group.in_place)
-        nodes = {*self.group.inside, *self.group.inputs}
-        self.mixed = any(isinstance(n.type, TensorType) and n.dtype == "float64" for n in nodes)
+        given = _element_types({*self.group.inputs, *self.group.outputs})
+        kinds = given | _element_types(self.inside)
+        # Whether literals say their type: a plain one is float64 beside float64 in memory, or else
+        # float32.
+        self.mixed = "float64" in kinds and ("float32" in kinds or "float64" not in given)
 
     # Lines and loops.
     def line(self, text: str) -> None:
@@ -232,7 +237,7 @@ class Writer:
         name, inside = node.op.name, node in self.inside
         if is_number(node):
             text = literal(node.attrs["value"].reshape(())[()].item(), node.dtype)
-            return f"f32({text})" if self.mixed and node.dtype == "float32" else text
+            return typed(text, node.dtype) if self.mixed else text
         if name == "size":
             return f"i64({self.size(node.attrs['size'])})"
         if name == "iota":
@@ -394,7 +399,7 @@ def scalar_text(node: Node, operands: Sequence[str], mixed: bool = False) -> str
     ``mixed`` float types its literals say theirs.
     """
     if node.op.name == "cast":
-        return cast(operands[0], node.inputs[0].dtype, node.dtype)
+        return cast(operands[0], node.inputs[0].dtype, node.dtype, mixed)
     record = node.op.scalar
     floats = [n.dtype for n in node.inputs if n.dtype.startswith("float")]
     working = floats[0] if floats else node.inputs[-1].dtype
@@ -402,8 +407,8 @@ def scalar_text(node: Node, operands: Sequence[str], mixed: bool = False) -> str
     assert template is not None, node
     attrs = {k: literal(v, working) for k, v in node.attrs.items() if isinstance(v, (int, float))}
     text = template.format(*(f"_{i}_" for i in range(len(operands))), **attrs)
-    single = mixed and working == "float32"
-    text = float_literals(text, single) if working.startswith("float") else integer_form(text)
+    kind = working if mixed else ""
+    text = float_literals(text, kind) if working.startswith("float") else integer_form(text)
     whole = node.dtype in ("int64", "int32", "uint8") and any(sign in text for sign in "+-*")
     text = wrapping(text) if whole else text
     for i, operand in enumerate(operands):
@@ -412,9 +417,9 @@ def scalar_text(node: Node, operands: Sequence[str], mixed: bool = False) -> str
 
 
 @lru_cache(maxsize=4096)
-def float_literals(text: str, single: bool = False) -> str:
+def float_literals(text: str, dtype: str = "") -> str:
     """An expression with integer literals made floats, so that they take the element type beside
-    them; float32 where they are ``single``.
+    them, or say that they are of ``dtype``.
     """
 
     class Floats(ast.NodeTransformer):
@@ -422,7 +427,7 @@ def float_literals(text: str, single: bool = False) -> str:
             if isinstance(node.value, bool) or not isinstance(node.value, (int, float)):
                 return node
             value = ast.copy_location(ast.Constant(float(node.value)), node)
-            return ast.Call(ast.Name("f32"), [value], []) if single else value
+            return ast.Call(ast.Name(TYPES[dtype]), [value], []) if dtype else value
 
     return ast.unparse(ast.fix_missing_locations(Floats().visit(ast.parse(text, mode="eval"))))
 
@@ -483,18 +488,30 @@ def literal(value: Any, dtype: str) -> str:
     return str(int(value)) if value >= 0 else f"({int(value)})"
 
 
-def cast(text: str, source: str, target: str) -> str:
-    """A conversion of one element as source."""
+def cast(text: str, source: str, target: str, mixed: bool = False) -> str:
+    """A conversion of one element as source; where float types are ``mixed``, literals say which
+    they are.
+    """
     if source == target:
         return text
     if target == "bool":
         return f"({text} != {literal(0, source)})"
     if source == "bool":
-        return f"({literal(1, target)} if {text} else {literal(0, target)})"
-    convert = {"float32": "f32", "float64": "f64", "int64": "i64", "int32": "i32", "uint8": "u8"}[
-        target
-    ]
-    return f"{convert}({text})"
+        one, zero = literal(1, target), literal(0, target)
+        if mixed:
+            one, zero = typed(one, target), typed(zero, target)
+        return f"({one} if {text} else {zero})"
+    return f"{TYPES[target]}({text})"
+
+
+def typed(text: str, dtype: str) -> str:
+    """A literal that says its type if it is a float."""
+    return f"{TYPES[dtype]}({text})" if dtype.startswith("float") else text
+
+
+def _element_types(nodes: Iterable[Node]) -> set[str]:
+    arrays = (node for node in nodes if isinstance(node.type, TensorType))
+    return {node.dtype for node in arrays if not is_number(node)}
 
 
 def _is_number(text: str) -> bool:
