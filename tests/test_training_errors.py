@@ -65,6 +65,19 @@ def test_a_label_out_of_range_changes_nothing():
         np.testing.assert_array_equal(array, before[name])
 
 
+def test_a_label_out_of_range_of_validation_data_is_that_of_a_sample():
+    made, wrong = trainer(), Y.copy()
+    wrong[37] = 3
+    labels = "a loss expects labels from 0 to 2, got 3"
+    match = rf"{labels} at \(5,\).*, in sample 37 of the data"
+    with pytest.raises(IndexError, match=match):
+        made.evaluate((X, wrong), batch_size=16)
+    with pytest.raises(IndexError, match="in sample 37 of the validation data"):
+        made.fit((X, Y), epochs=1, batch_size=16, validation=(X, wrong))
+    with pytest.raises(DTypeError, match=r"a tuple of arrays.*got dict. Give its arrays"):
+        made.evaluate({"x": X, "y": Y})
+
+
 def test_an_unknown_argument_of_an_optimiser():
     with pytest.raises(ArgumentError, match="momentun"):
         optim.SGD(lr=0.1, momentun=0.9)
@@ -103,6 +116,7 @@ def test_options_of_fit(options, match):
         ({"model": torch.nn.Linear(8, 3)}, "a dlc Module, first, got a Linear"),
         ({"loss": "mse"}, r"a loss\(output, target\), got 'mse'"),
         ({"loss": nn.MSELoss}, "an instance, got the class MSELoss"),
+        ({"optimizer": torch.optim.SGD([torch.zeros(1)])}, "dlc.optim, got PyTorch's SGD. Such as"),
         ({"loss": torch.nn.MSELoss()}, "PyTorch's MSELoss. Use dlc.nn.MSELoss."),
         ({"loss": torch.nn.functional.mse_loss}, "a loss of dlc, got PyTorch's mse_loss. dlc.nn"),
         ({"optimizer": "sgd"}, "an optimizer of dlc.optim, got 'sgd'"),

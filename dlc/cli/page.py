@@ -49,10 +49,11 @@ _HEAD = """\
 
 `dlc COMMAND` or `python -m dlc COMMAND`. Every command explains itself: `dlc COMMAND --help`. With
 `--json` a command prints JSON on standard output, and nothing else there. The exit code is 0 for
-success, 1 for an error, and 2 where the command line itself is wrong: an option that is unknown,
-missing or of the wrong form. Errors are on standard error, in one line (weights that do not fit a
-model take a line each); `DLC_DEBUG=1` shows where an error comes from
-([configuration](configuration.md)).
+success, 1 for an error, and 2 where the command line cannot be read: an option that is unknown,
+missing or of the wrong form, for which the usage is shown. A word of the right form that means
+nothing, such as a data set that there is not, is an error. Errors are on standard error, in one
+line (weights that do not fit a model take a line each); `DLC_DEBUG=1` shows where an error comes
+from ([configuration](configuration.md)).
 
 This page is printed by `python -m dlc.cli.page`.
 

@@ -7,6 +7,7 @@ An error where something is given says more than one at the first step.
 from __future__ import annotations
 
 import inspect
+import reprlib
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -40,8 +41,9 @@ def check_parts(model: Any, loss: Any, optimizer: Any) -> None:
     elif not callable(loss):
         expected, got, advice = "a loss(output, target)", repr(loss), "Such as nn.MSELoss()."
     elif not isinstance(optimizer, optim.Optimizer):
-        expected, got = "an optimizer of dlc.optim", repr(optimizer)
-        advice = "Such as optim.AdamW(lr=1e-3)."
+        of_torch = _name_in_torch(optimizer)
+        got = f"PyTorch's {of_torch}" if of_torch else reprlib.repr(optimizer)
+        expected, advice = "an optimizer of dlc.optim", "Such as optim.AdamW(lr=1e-3)."
     else:
         return
     raise ArgumentError(explain("training", expected, got, advice=advice))

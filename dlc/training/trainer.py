@@ -271,7 +271,8 @@ class Trainer:
         except NumericsError as error:
             raise NumericsError(f"{where}: {error}") from None
         except IndexError as error:
-            raise IndexError(f"{where}: {error}{_sample(error, batch, batches)}") from None
+            sample = _sample(error, batches, "training data")
+            raise IndexError(f"{where}: {error}{sample}") from None
         figures: dict[str, float] = results if isinstance(results, dict) else {"loss": results}
         for name, value in figures.items():
             share = 1 if self._is_sum(name) else len(batch[0])
@@ -304,7 +305,7 @@ class Trainer:
 
     def _validate(self, data: Any, batch_size: int) -> dict[str, float]:
         """The figures of the validation data, of which the loss must be a number."""
-        found = self.evaluate(data, batch_size)
+        found = self._evaluate(data, batch_size, "validation data")
         if math.isnan(found["loss"]):
             with inference(self.model):
                 judge = self._function(Evaluation, batch_size, self.loss, self.metrics)
@@ -378,10 +379,16 @@ class Trainer:
         -------
         dict of str to float
         """
+        return self._evaluate(data, batch_size, "data")
+
+    def _evaluate(self, data: Any, batch_size: int, whose: str) -> dict[str, float]:
         batches = Batches(as_dataset(data), batch_size)
         with inference(self.model):
             judge = self._function(Evaluation, batch_size, self.loss, self.metrics)
-            figures: dict[str, float] = judge.over(batches)
+            try:
+                figures: dict[str, float] = judge.over(batches)
+            except IndexError as error:
+                raise IndexError(f"{error}{_sample(error, batches, whose)}") from None
             return figures
 
     def predict(self, inputs: Any, batch_size: int = 256) -> Any:
@@ -563,15 +570,19 @@ class Trainer:
             raise CheckpointError(explain(repr(path), expected, theirs))
 
 
-def _sample(error: IndexError, batch: tuple[Array, ...], batches: Batches) -> str:
-    """Which sample of the training data has the number that is out of range, where that is clear:
-    where a row of the batch holds it.
+def _sample(error: IndexError, batches: Batches, whose: str) -> str:
+    """Which sample of the data has the number that is out of range, where that is clear: where a
+    row of the latest batch holds it.
     """
-    row = error.place[0] if error.place else len(batch[0])
-    rows = [array[row] for array in batch if row < len(array) and array.dtype.kind in "iu"]
-    if not any((values == error.value).any() for values in rows):
+    numbers = batches.latest()
+    row = error.place[0] if error.place else len(numbers)
+    if row >= len(numbers):
         return ""
-    return f", in sample {batches.latest()[row]} of the training data"
+    arrays = batches.dataset[numbers[row : row + 1]]
+    whole = [array for array in arrays if array.dtype.kind in "iu"]
+    if not any((array == error.value).any() for array in whole):
+        return ""
+    return f", in sample {numbers[row]} of the {whose}"
 
 
 def _other_batches(given: Mapping[str, Any], saved: Mapping[str, Any]) -> CheckpointError:

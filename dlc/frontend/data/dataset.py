@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import builtins
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -243,10 +243,12 @@ def as_dataset(data: Data) -> Dataset:
         return ArrayDataset(*data)
     if isinstance(data, np.ndarray):
         return ArrayDataset(data)
-    if hasattr(data, "__len__") and hasattr(data, "__getitem__") and not isinstance(data, str):
+    by_name = isinstance(data, (str, Mapping))
+    if hasattr(data, "__len__") and hasattr(data, "__getitem__") and not by_name:
         return SampleDataset(data)
     expected = "a dlc.data.Dataset, a tuple of arrays, or an object with __len__ and __getitem__"
-    raise DTypeError(explain("data", expected, type(data).__name__))
+    advice = "Give its arrays, (images, labels)." if isinstance(data, Mapping) else ""
+    raise DTypeError(explain("data", expected, type(data).__name__, advice=advice))
 
 
 def positions(index: Any, count: int) -> Array:
