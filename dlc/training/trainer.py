@@ -559,15 +559,13 @@ class Trainer:
         return {"name": type(self.scheduler).__name__, "state": self.scheduler.state_dict()}
 
     def _check_kinds(self, path: str, notes: Mapping[str, Any]) -> None:
-        ours = type(self.optimizer).__name__
-        if notes["optimizer"]["name"] != ours:
-            expected, got = f"a checkpoint of a run with {ours}", notes["optimizer"]["name"]
-            raise CheckpointError(explain(repr(path), expected, got))
-        schedules = [each and each["name"] for each in (self._schedule_state(), notes["scheduler"])]
-        if schedules[0] != schedules[1]:
-            ours, theirs = (name or "no schedule" for name in schedules)
-            expected = f"a checkpoint of a run with {ours}"
-            raise CheckpointError(explain(repr(path), expected, theirs))
+        optimizers = (type(self.optimizer).__name__, notes["optimizer"]["name"])
+        states = (self._schedule_state(), notes["scheduler"])
+        schedules = tuple(state["name"] if state else "no schedule" for state in states)
+        for ours, theirs in (optimizers, schedules):
+            if ours != theirs:
+                expected, got = f"a checkpoint of a run with {ours}", f"{path!r}, of one with {theirs}"
+                raise CheckpointError(explain("Trainer.resume", expected, got))
 
 
 def _sample(error: IndexError, batches: Batches, whose: str) -> str:
