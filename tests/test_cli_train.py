@@ -245,8 +245,11 @@ def test_a_run_is_resumed_as_it_was_begun(line, model, tmp_path):
     told(line, *command, "--epochs", 2, "--scheduler", "cosine")
     before = (tmp_path / "run.ckpt").read_bytes()
     for change, message in [
-        (("--optimizer", "sgd", "--scheduler", "cosine"), "with SGD, got 'run.ckpt', of one with AdamW"),
-        (("--scheduler", "none"), "with no schedule, got CosineAnnealingLR"),
+        (
+            ("--optimizer", "sgd", "--scheduler", "cosine"),
+            "with SGD, got 'run.ckpt', of one with AdamW",
+        ),
+        (("--scheduler", "none"), "with no schedule, got 'run.ckpt', of one with Cosine"),
         (("--scheduler", "cosine", "--epochs", "5"), "a schedule of other epochs"),
         (("--scheduler", "step"), "StepLR"),
         (("--scheduler", "cosine", "--epochs", "2", "--seed", "1"), "a run with --seed 0; resume"),

@@ -564,7 +564,10 @@ class Trainer:
         schedules = tuple(state["name"] if state else "no schedule" for state in states)
         for ours, theirs in (optimizers, schedules):
             if ours != theirs:
-                expected, got = f"a checkpoint of a run with {ours}", f"{path!r}, of one with {theirs}"
+                expected, got = (
+                    f"a checkpoint of a run with {ours}",
+                    f"{path!r}, of one with {theirs}",
+                )
                 raise CheckpointError(explain("Trainer.resume", expected, got))
 
 
