@@ -451,9 +451,8 @@ def test_checkpoints_of_other_runs(tmp_path):
     run.fit((X, Y), epochs=1, batch_size=16, seed=5)
     run.save(path)
     other = dlc.Trainer(model(), nn.CrossEntropyLoss(), optim.SGD(lr=0.1))
-    with pytest.raises(
-        CheckpointError, match="a run with SGD, got '.*run.ckpt', of one with AdamW"
-    ):
+    match = "a run with SGD, got '.*run.ckpt', of one with AdamW"
+    with pytest.raises(CheckpointError, match=match):
         other.resume(path)
     same = trainer()
     same.resume(path)
