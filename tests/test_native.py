@@ -128,7 +128,7 @@ def everything(x, d, i8, i4, i1, n, k, s, t, thread, threads):
     while row < n:
         head = at(x, 2 * row)
         scratch[mod(row, 4)] = f64(head[0]) + f64(head[1]) * t
-        prefetch(head, 16)
+        claim(head, 16)
         if row >= 3:
             total += scratch[mod(row - 3, 4)]
         v = relu(x[row]) + f32(s) if row % 3 != 1 else fmin(x[row], s)

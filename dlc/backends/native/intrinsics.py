@@ -16,7 +16,7 @@ Besides them:
 `philox(index, key, call)`      63 random bits, as int64
 `at(p, offset)`                 the pointer `p` moved by `offset` elements
 `local(n, dtype)`               scratch of n elements on the stack; n a literal, dtype `f32`...
-`prefetch(p, offset)`           ask for the cache line of p[offset]
+`claim(p, offset)`              ask for the cache line of p[offset], to write it
 `raise_error(words, code, at)`  words[0], words[1] = code, at; the first error wins
 ==============================  ===================================================================
 """
@@ -37,7 +37,8 @@ from dlc.backends.native.emit import FUNCTIONS, Emitter
 from dlc.backends.native.isa import Isa
 
 _FLOATS = (types.float32, types.float64)
-_CACHE_LINE = 64
+#: Bytes.
+CACHE_LINE = 64
 
 
 @cache
@@ -51,7 +52,7 @@ def namespace(isa: Isa) -> Mapping[str, Any]:
         | {"inf": math.inf, "nan": math.nan}
         | {name: _wrapping(name, how) for name, how in _WRAPPING.items()}
         | {"div": _div, "mod": _mod, "at": _at, "local": _local}
-        | {"prefetch": _prefetch, "raise_error": _raise_error, "philox": _philox}
+        | {"claim": _claim, "raise_error": _raise_error, "philox": _philox}
     )
 
 
@@ -140,14 +141,14 @@ def _local(typing: Any, count: Any, dtype: Any) -> Any:
         array = ir.ArrayType(context.get_data_type(element), count.literal_value)
         with builder.goto_entry_block():
             memory = builder.alloca(array)
-            memory.align = _CACHE_LINE
+            memory.align = CACHE_LINE
         return builder.bitcast(memory, array.element.as_pointer())
 
     return types.CPointer(element)(count, dtype), generate
 
 
 @intrinsic
-def _prefetch(typing: Any, pointer: Any, offset: Any) -> Any:
+def _claim(typing: Any, pointer: Any, offset: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, operands: Any) -> Any:
         byte = ir.IntType(8).as_pointer()
         address = builder.bitcast(builder.gep(operands[0], [operands[1]]), byte)
@@ -156,8 +157,8 @@ def _prefetch(typing: Any, pointer: Any, offset: Any) -> Any:
         function = builder.module.globals.get("llvm.prefetch.p0")
         if function is None:
             function = ir.Function(builder.module, kind, "llvm.prefetch.p0")
-        # Read; keep in every cache level; data rather than instructions.
-        builder.call(function, [address, *(ir.Constant(number, value) for value in (0, 3, 1))])
+        # Write; keep in every cache level; data rather than instructions.
+        builder.call(function, [address, *(ir.Constant(number, value) for value in (1, 3, 1))])
         return context.get_dummy_value()
 
     return types.void(pointer, types.int64), generate

@@ -155,7 +155,7 @@ _NAMES: dict[str, Any] = {
     "philox": lambda index, key, call: int(random_bits(np.asarray(index), key, call)),
     "plus": lambda a, b: _wrapped(int(a) + int(b)),
     "pow": np.power,
-    "prefetch": lambda pointer, offset: None,
+    "claim": lambda pointer, offset: None,
     "raise_error": _raise_error,
     "relu": lambda x: type(x)(0) if x < 0 else x,
     "round": np.rint,

@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from textwrap import indent
 
 from dlc.backends.native.frontend import Param
+from dlc.backends.native.intrinsics import CACHE_LINE
 from dlc.backends.native.isa import Isa
 from dlc.backends.numba_cpu.kernel import Kernel, NativeFunction, Sizes, make_kernel
 from dlc.backends.numba_cpu.strided_tiles import StridedStore, StridedTile
 from dlc.backends.numba_cpu.tiles import CHAIN
 from dlc.backends.numba_cpu.vectors import PLAIN, Epilogue
 from dlc.ir.sizes import Size
+from dlc.ir.types import ITEMSIZE
 
 #: Rows of a product from which threads share them.
 MANY_ROWS = 64
@@ -347,6 +349,8 @@ for t in range(low, last):
     x_base = at(x, x_chain + line * x_line + tap * x_tap + i * x_run{lanewise})
     x_rows = bent if crosses else straight
     held = at(sums, (t - low) * {tile.rows * tile.columns})
+    if 0 < chain == chains - 1:
+{indent(_claim(strided), " " * 8)}
 {indent(_widths(strided.tiles, arguments), " " * 4)}
     if chain == chains - 1:
 {indent(_store(strided), " " * 8)}
@@ -358,6 +362,17 @@ for t in range(low, last):
         if tap == taps:
             tap = 0
             line += 1"""
+
+
+def _claim(strided: Strided) -> str:
+    """Ask for what a tile's store will write, and mostly read, while the last of several chains is
+    summed: its rows lie far apart, where no processor foresees them.
+    """
+    tile, lines = strided.tiles[0], ["for k in range(height):"]
+    for name in strided.epilogue.results:
+        for start in range(0, tile.columns, CACHE_LINE // ITEMSIZE[tile.dtype]):
+            lines.append(f"    claim({_place(name)} + k * {name}_row + {start})")
+    return "\n".join(lines)
 
 
 def _place(name: str) -> str:
