@@ -200,6 +200,29 @@ def test_images_are_resized_and_converted(tmp_path):
     assert data.images(tmp_path, size=5, mode="RGBA")[0][0].shape == (4, 5, 5)
 
 
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_images_of_sixteen_bits_are_scaled(tmp_path, mode):
+    from PIL import Image
+
+    (tmp_path / "ramp").mkdir()
+    ramp = np.linspace(0, 65535, 64).reshape(8, 8)
+    Image.fromarray(ramp.astype("u2")).save(tmp_path / "ramp" / "16.png")
+    (found,) = data.images(tmp_path, mode=mode)[:][0]
+    np.testing.assert_allclose(found, np.broadcast_to(ramp / 65535, found.shape), atol=1 / 255)
+
+
+@pytest.mark.parametrize(("dtype", "words"), [("f4", "floats"), ("i4", "32 bits")])
+def test_images_without_a_known_range_are_refused(tmp_path, dtype, words):
+    from PIL import Image
+
+    (tmp_path / "ramp").mkdir()
+    path = tmp_path / "ramp" / "wide.tiff"
+    Image.fromarray(np.ones((8, 8), dtype)).save(path)
+    match = f"{re.escape(str(path))} expects an image of 8 or 16 bits, got one of {words}"
+    with pytest.raises(dlc.errors.ArgumentError, match=match):
+        data.images(tmp_path)[:]
+
+
 def test_images_of_several_sizes(tmp_path):
     from PIL import Image
 

@@ -78,6 +78,17 @@ def test_a_label_out_of_range_of_validation_data_is_that_of_a_sample():
         made.evaluate({"x": X, "y": Y})
 
 
+def test_notes_that_no_checkpoint_can_keep(tmp_path):
+    run, path = trainer(), tmp_path / "run.ckpt"
+    run.notes["classes"] = np.arange(3)
+    match = r"trainer.notes\['classes'\] expects what JSON holds"
+    with pytest.raises(ArgumentError, match=match):
+        run.fit((X, Y), epochs=1, checkpoint=path)
+    with pytest.raises(ArgumentError, match=match):
+        run.save(path)
+    assert (run.step, path.exists()) == (0, False)
+
+
 def test_an_unknown_argument_of_an_optimiser():
     with pytest.raises(ArgumentError, match="momentun"):
         optim.SGD(lr=0.1, momentun=0.9)

@@ -7,7 +7,9 @@ An error where something is given says more than one at the first step.
 from __future__ import annotations
 
 import inspect
+import json
 import reprlib
+from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -47,6 +49,21 @@ def check_parts(model: Any, loss: Any, optimizer: Any) -> None:
     else:
         return
     raise ArgumentError(explain("training", expected, got, advice=advice))
+
+
+def check_notes(notes: Mapping[str, Any]) -> None:
+    """Refuse notes that a checkpoint cannot keep.
+
+    Raises
+    ------
+    ArgumentError
+    """
+    for name, value in notes.items():
+        try:
+            json.dumps({name: value})
+        except (TypeError, ValueError) as error:
+            expected, got = "what JSON holds: numbers, strings, lists, dicts", f"other: {error}"
+            raise ArgumentError(explain(f"trainer.notes[{name!r}]", expected, got)) from None
 
 
 def _name_in_torch(loss: Any) -> str:

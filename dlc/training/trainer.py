@@ -33,6 +33,7 @@ from dlc.training.checks import (
     Array,
     check_batch,
     check_inputs,
+    check_notes,
     check_numbers,
     check_parts,
 )
@@ -197,6 +198,7 @@ class Trainer:
                 check_whole("patience", patience)
             told = checked(callbacks)
             self._check_validation(validation)
+            check_notes(self.notes if checkpoint else {})
             keep = Keeper(self.save, self._files, checkpoint, checkpoint_every)
             batches = self._loader(train, batch_size, shuffle, drop_last, seed)
             self._random.data = random.words(batches.seed, int(self._random.numpy()[1]))
@@ -478,9 +480,12 @@ class Trainer:
 
         Raises
         ------
+        ArgumentError
+            `notes` hold what JSON does not.
         ExecutionError
             The file cannot be written; an older one is as it was.
         """
+        check_notes(self.notes)
         state = self.optimizer.state_dict()
         slots = {f"optimizer.{i}.{n}": a for i, s in state["state"].items() for n, a in s.items()}
         arrays = {f"model.{name}": array for name, array in self.model.state_dict().items()}

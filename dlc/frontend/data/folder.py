@@ -47,7 +47,8 @@ class ImageFolder(Dataset):
     DependencyError
         Pillow, which reads the files, is not installed.
     ArgumentError
-        There is no such folder, or a class without images; in a batch: a file is no image.
+        There is no such folder, or a class without images; in a batch: a file is no image, or one
+        whose values have no known range (32 bits, floats).
     ShapeError
         In a batch: images differ in size, and no `size` is given.
     """
@@ -105,7 +106,7 @@ class ImageFolder(Dataset):
         image_module = _pillow()
         try:
             with image_module.open(path) as image:
-                image = image.convert(self.mode)
+                image = _in_bytes(image, path).convert(self.mode)
                 if self.size is not None:
                     height, width = self.size
                     image = image.resize((width, height), image_module.Resampling.BILINEAR)
@@ -116,6 +117,17 @@ class ImageFolder(Dataset):
 
 #: The name to call it by, beside functions such as `dlc.data.mnist`.
 images = ImageFolder
+
+
+def _in_bytes(image: Any, path: Path) -> Any:
+    """An image of 16 bits in 8, which Pillow would cut off at 255 instead."""
+    if image.mode.startswith("I;16"):
+        return _pillow().fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        got = f"one of {'floats' if image.mode == 'F' else '32 bits'}"
+        advice = "Their range is not known: convert the file."
+        raise ArgumentError(explain(str(path), "an image of 8 or 16 bits", got, advice=advice))
+    return image
 
 
 def _sides(size: Any) -> tuple[int, int]:
