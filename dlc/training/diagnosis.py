@@ -25,7 +25,12 @@ BY_ZERO = (
 )
 NO_SHARE = "its input must be from 0 to 1: put a sigmoid before it, or use nn.BCEWithLogitsLoss"
 BAD_BATCH = "look at the data"
+BAD_WEIGHTS = (
+    "an earlier update or a file made it so: a smaller learning rate may help, or other weights"
+)
 TOO_FAST = "a smaller learning rate, or clip_grad_norm, may help"
+
+LEAVES = {"input": BAD_BATCH, "parameter": BAD_WEIGHTS}
 
 
 def first_wrong(step: TrainStep | Evaluation, batch: tuple[Array, ...]) -> tuple[str, str]:
@@ -60,7 +65,7 @@ def first_wrong(step: TrainStep | Evaluation, batch: tuple[Array, ...]) -> tuple
         if node.op.name == "binary_cross_entropy":
             return found, NO_SHARE
         if any(np.isnan(part).any() for part in parts) or not _is_meant(node, meant):
-            return found, BAD_BATCH if node.op.name == "input" else TOO_FAST
+            return found, LEAVES.get(node.op.name, TOO_FAST)
         first = first or found
         meant.add(node)
     rounding = "computed by the reference in the graph's own order it is finite: rounding decides"

@@ -69,7 +69,7 @@ def confusions(counts: Array, names: Sequence[str]) -> str:
             f'fill-opacity="{strength:.2f}"/>'
         )
         if count:
-            on = ' class="on"' if right else ""
+            on = ' class="on"' if right or strength > 0.5 else ""
             body.append(f'<text{on} x="{column + 1.5}" y="{row + 0.62}">{count}</text>')
         body.append("</g>")
     for place, name in enumerate(names):
