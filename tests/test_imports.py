@@ -150,6 +150,16 @@ def test_import_loads_nothing_heavy(run_python):
     assert not loaded & set(HEAVY)
 
 
+def test_lowering_loads_no_numba(run_python):
+    """It writes kernels; whoever compiles them loads it, mostly in another process."""
+    program = """
+        import sys
+        import dlc.backends.numba_cpu.lower
+        print("numba" in sys.modules)
+    """
+    assert run_python(program) == "False\n"
+
+
 def test_import_is_quick(run_python):
     """`import dlc` takes less than 0.1 s of CPU beyond NumPy's; the best of five, for the noise."""
     program = """

@@ -34,11 +34,9 @@ from numba import types
 from numba.extending import intrinsic
 
 from dlc.backends.native.emit import FUNCTIONS, Emitter
-from dlc.backends.native.isa import Isa
+from dlc.backends.native.isa import CACHE_LINE, Isa
 
 _FLOATS = (types.float32, types.float64)
-#: Bytes.
-CACHE_LINE = 64
 
 
 @cache

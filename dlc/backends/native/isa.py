@@ -14,6 +14,8 @@ from dlc import config
 from dlc.errors import TargetError
 from dlc.runtime.exclusive import exclusive, importing
 
+#: Bytes, at every level.
+CACHE_LINE = 64
 _ITEM_BYTES = {"float32": 4, "float64": 8, "int32": 4, "int64": 8}
 
 

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from textwrap import indent
 
 from dlc.backends.native.frontend import Param
-from dlc.backends.native.intrinsics import CACHE_LINE
-from dlc.backends.native.isa import Isa
+from dlc.backends.native.isa import CACHE_LINE, Isa
 from dlc.backends.numba_cpu.kernel import Kernel, NativeFunction, Sizes, make_kernel
 from dlc.backends.numba_cpu.strided_tiles import StridedStore, StridedTile
 from dlc.backends.numba_cpu.tiles import CHAIN

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from textwrap import indent
 
 from dlc.backends.native.frontend import Param
-from dlc.backends.native.isa import Isa
+from dlc.backends.native.isa import CACHE_LINE, Isa
 from dlc.backends.numba_cpu.kernel import Kernel, Sizes, make_kernel
 from dlc.backends.numba_cpu.tiles import Tile
 from dlc.backends.numba_cpu.transforms import InputTransform, OutputTransform
@@ -26,8 +26,6 @@ from dlc.ir.types import ITEMSIZE
 from dlc.ops.packed import PANEL
 from dlc.ops.winograd import tiles_along
 
-#: Bytes of a cache line.
-LINE = 64
 #: The longest chain of multiply-adds. The transforms amplify the rounding of the products, and this
 #: halves it for a few percent of time.
 CHAIN = 64
@@ -125,7 +123,7 @@ def winograd_sizes(
     block : int, optional
         The most tiles of a block; results do not depend on it.
     """
-    line = LINE // ITEMSIZE[winograd.dtype]
+    line = CACHE_LINE // ITEMSIZE[winograd.dtype]
     v_row = _odd_lines(depth, line)
     v_plane = _odd_lines(block * v_row, line)
     p_plane = _odd_lines(block * winograd.product.columns, line)
