@@ -180,8 +180,10 @@ def test_blocks_and_threads_do_not_change_bits(isa, m):
 
 @levels
 def test_threads_that_share_many_columns_do_not_change_bits(isa):
-    """Few tiles and many weights: threads in a row, in a grid, and more of them than parts."""
-    for channels in (70, 130):
+    """Few tiles and many weights: threads in a row, in a grid, and more of them than parts; and
+    parts that they do not share evenly.
+    """
+    for channels in (70, 128, 130):
         case = Case(np.random.default_rng(3), isa, "float32", 2, (1, 40, 7, 5), channels, block=5)
         expected = case.run()
         for threads in (2, 3, 4, 6, 9, 16):

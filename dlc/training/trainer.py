@@ -198,7 +198,8 @@ class Trainer:
                 check_whole("patience", patience)
             told = checked(callbacks)
             self._check_validation(validation)
-            check_notes(self.notes if checkpoint else {})
+            if checkpoint:
+                check_notes(self.notes)
             keep = Keeper(self.save, self._files, checkpoint, checkpoint_every)
             batches = self._loader(train, batch_size, shuffle, drop_last, seed)
             self._random.data = random.words(batches.seed, int(self._random.numpy()[1]))
@@ -569,10 +570,8 @@ class Trainer:
         schedules = tuple(state["name"] if state else "no schedule" for state in states)
         for ours, theirs in (optimizers, schedules):
             if ours != theirs:
-                expected, got = (
-                    f"a checkpoint of a run with {ours}",
-                    f"{path!r}, of one with {theirs}",
-                )
+                expected = f"a checkpoint of a run with {ours}"
+                got = f"{path!r}, of one with {theirs}"
                 raise CheckpointError(explain("Trainer.resume", expected, got))
 
 

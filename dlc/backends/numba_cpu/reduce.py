@@ -167,9 +167,10 @@ class _ReduceWriter:
 
     def is_short(self) -> bool:
         """Whether each result is an expression of few elements, side by side with the next."""
-        few = len(self.reduced) == 1 and bounds(self.reduced[0].extent)[1] <= SHORT
-        fixed = few and isinstance(self.reduced[0].extent, int)
-        return fixed and self.across is not None and not self.full and not has_spread(self.totals)
+        if self.across is None or self.full or len(self.reduced) != 1 or has_spread(self.totals):
+            return False
+        extent = self.reduced[0].extent
+        return isinstance(extent, int) and extent <= SHORT
 
     def _outer(self) -> list[Loop]:
         chunks = [] if self.across is None else [self._chunks(self.across)]
@@ -429,7 +430,7 @@ class _ReduceWriter:
 
     def _start(self, total: Total) -> str:
         """The neutral element, of the type of what it meets."""
-        return typed(total.neutral, total.dtype) if self.writer.mixed else total.neutral
+        return typed(total.neutral, total.dtype, self.writer.mixed)
 
     def _paired(self, total: Total, values: list[str]) -> str:
         while len(values) > 1:

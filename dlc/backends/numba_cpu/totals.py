@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dlc.backends.numba_cpu.writer import float_literals, integer_form, literal
+from dlc.backends.numba_cpu.writer import STORED, TYPES, float_literals, integer_form, literal
 from dlc.ir.node import Node
 from dlc.ir.op import Reduction
 
@@ -48,8 +48,7 @@ def has_spread(wave: Sequence[Total]) -> bool:
 
 def local_kind(dtype: str) -> str:
     """The type of a local array of totals."""
-    kinds = {"float32": "f32", "float64": "f64", "int64": "i64", "int32": "i32"}
-    return kinds.get(dtype, "u8")
+    return TYPES[STORED.get(dtype, dtype)]
 
 
 def reduced_axes(node: Node) -> tuple[int, ...]:

@@ -20,7 +20,7 @@ from dlc.backends.numba_cpu.kernel import Kernel, NativeFunction, Sizes, make_ke
 from dlc.backends.numba_cpu.transforms import Transform
 from dlc.backends.numba_cpu.transpose import TransposeTile
 from dlc.backends.numba_cpu.vectors import PLAIN, module_text, word
-from dlc.backends.numba_cpu.writer import KernelSource, Value
+from dlc.backends.numba_cpu.writer import TYPES, KernelSource, Value
 from dlc.ir.node import Node
 from dlc.ir.plan import Layout
 from dlc.ir.schedule import Group
@@ -30,7 +30,6 @@ from dlc.ops.winograd import TAPS, matrices
 
 #: Input channels that are brought together: as many as the widest vector has lanes.
 DEEP = 16
-_SHORT = {"float32": "f32", "float64": "f64"}
 
 
 @dataclass(frozen=True)
@@ -135,7 +134,7 @@ class WinogradWeights:
         )
         params = [Param(name, f"{self.dtype}*") for name in ("w", "y")]
         params += [Param(name, "int64") for name in self.SIZES]
-        return make_kernel("winograd_weights", _body(*tiles, _SHORT[self.dtype]), params, tiles)
+        return make_kernel("winograd_weights", _body(*tiles, TYPES[self.dtype]), params, tiles)
 
 
 def weights_kernel(group: Group, layouts: Mapping[Node, Layout], isa: Isa) -> KernelSource:

@@ -29,7 +29,8 @@ from dlc.ops.winograd import tiles_along
 #: The longest chain of multiply-adds. The transforms amplify the rounding of the products, and this
 #: halves it for a few percent of time.
 CHAIN = 64
-#: What it costs to transform an element of a tile, and to read a weight from memory.
+#: What it costs, in multiply-adds, to transform an element of a tile, and to read a weight: half as
+#: much as one that no cache holds, by which algorithms are chosen.
 TRANSFORM, READ = 5, 4
 #: Tiles of a block: two register tiles of the widest level.
 BLOCK = 28
@@ -187,9 +188,8 @@ def _shares(winograd: Winograd) -> str:
                 least = cost
                 across = count
     down = div(threads, across)
-    place = mod(thread, across)
-    first_part = div(parts * place, across)
-    parts = div(parts * (place + 1), across) - first_part
+    parts = div(parts, across)
+    first_part = parts * mod(thread, across)
     # Those that cannot share their parts evenly share the tiles: a multiple of them in blocks.
     if mod(parts, down) != 0:
         blocks = div(blocks + down - 1, down) * down

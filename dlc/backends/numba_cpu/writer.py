@@ -237,7 +237,7 @@ class Writer:
         name, inside = node.op.name, node in self.inside
         if is_number(node):
             text = literal(node.attrs["value"].reshape(())[()].item(), node.dtype)
-            return typed(text, node.dtype) if self.mixed else text
+            return typed(text, node.dtype, self.mixed)
         if name == "size":
             return f"i64({self.size(node.attrs['size'])})"
         if name == "iota":
@@ -497,16 +497,14 @@ def cast(text: str, source: str, target: str, mixed: bool = False) -> str:
     if target == "bool":
         return f"({text} != {literal(0, source)})"
     if source == "bool":
-        one, zero = literal(1, target), literal(0, target)
-        if mixed:
-            one, zero = typed(one, target), typed(zero, target)
+        one, zero = (typed(literal(value, target), target, mixed) for value in (1, 0))
         return f"({one} if {text} else {zero})"
     return f"{TYPES[target]}({text})"
 
 
-def typed(text: str, dtype: str) -> str:
-    """A literal that says its type if it is a float."""
-    return f"{TYPES[dtype]}({text})" if dtype.startswith("float") else text
+def typed(text: str, dtype: str, mixed: bool) -> str:
+    """A literal, which says its type if it is a float and float types are ``mixed``."""
+    return f"{TYPES[dtype]}({text})" if mixed and dtype.startswith("float") else text
 
 
 def _element_types(nodes: Iterable[Node]) -> set[str]:
