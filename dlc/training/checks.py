@@ -66,9 +66,9 @@ def check_notes(notes: Mapping[str, Any]) -> None:
             raise ArgumentError(explain(f"trainer.notes[{name!r}]", expected, got)) from None
 
 
-def _name_in_torch(loss: Any) -> str:
-    """The name of a loss that is PyTorch's, a module or a function; empty for another."""
-    kind = loss if inspect.isroutine(loss) else type(loss)
+def _name_in_torch(part: Any) -> str:
+    """The name of an object or a function that is PyTorch's; empty for another."""
+    kind = part if inspect.isroutine(part) else type(part)
     whose = (getattr(kind, "__module__", None) or "").partition(".")[0]
     return kind.__name__ if whose == "torch" else ""
 
